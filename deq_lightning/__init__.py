@@ -1,0 +1,30 @@
+"""Training implicit (deep equilibrium) models with PyTorch Lightning."""
+
+from importlib.metadata import version
+
+from deq_lightning.data import CIFAR10 as CIFAR10
+from deq_lightning.data import MNIST as MNIST
+from deq_lightning.data import SVHN as SVHN
+from deq_lightning.data import Digits as Digits
+from deq_lightning.gradients import JFB as JFB
+from deq_lightning.gradients import NPG as NPG
+from deq_lightning.gradients import UPG as UPG
+from deq_lightning.gradients import GradientStrategy as GradientStrategy
+from deq_lightning.gradients import Implicit as Implicit
+from deq_lightning.gradients import Unrolled as Unrolled
+from deq_lightning.models import FPN as FPN
+from deq_lightning.models import MDEQ as MDEQ
+from deq_lightning.models import Equilibrium as Equilibrium
+from deq_lightning.models import ImplicitModel as ImplicitModel
+from deq_lightning.solvers import GMRES as GMRES
+from deq_lightning.solvers import Anderson as Anderson
+from deq_lightning.solvers import Broyden as Broyden
+from deq_lightning.solvers import FixedPointIteration as FixedPointIteration
+from deq_lightning.solvers import Solution as Solution
+from deq_lightning.solvers import Solver as Solver
+from deq_lightning.solvers import Status as Status
+from deq_lightning.tasks import CosineToEnd as CosineToEnd
+from deq_lightning.tasks import ImageClassification as ImageClassification
+from deq_lightning.tasks import ImplicitTask as ImplicitTask
+
+__version__ = version("deq-lightning")

@@ -1,0 +1,6 @@
+"""`python -m deq_lightning`."""
+
+from deq_lightning.cli import main
+
+if __name__ == "__main__":
+    main()

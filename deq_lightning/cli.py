@@ -1,0 +1,182 @@
+"""The command line: `fit`, `validate`, `test`, `predict`."""
+
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from jsonargparse import Namespace, lazy_instance
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+import deq_lightning
+from deq_lightning.callbacks import PredictionWriter
+from deq_lightning.data import DatasetNotFoundError
+from deq_lightning.gradients import UPG, GradientStrategy
+from deq_lightning.parsing import ConfigByName, Parser, UsageError
+from deq_lightning.runs import SaveConfig, check_fits, free_folder, read_checkpoint, with_own_config
+from deq_lightning.tasks import ImplicitTask
+
+say = rank_zero_only(print)
+
+
+class DEQCLI(LightningCLI):
+    """LightningCLI with a gradient strategy under its own key, a folder for every run, and short errors."""
+
+    folder: Path | None = None
+    checkpoint: dict[str, Any] | None = None
+    task: ImplicitTask
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Make a parser that finds configs by name."""
+        parser = self.parser_class(**kwargs)
+        parser.add_argument(
+            "-c",
+            "--config",
+            action=ConfigByName,
+            help="A config: a path, or the bare name of one of those that come with the package. Several are merged in "
+            "their order; what stands after them on the command line wins.",
+        )
+        return parser
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the keys beside Lightning's `trainer`, `model` and `data`."""
+        parser.add_subclass_arguments(
+            GradientStrategy,
+            "gradient",
+            default=lazy_instance(UPG),
+            help="How the equilibrium is differentiated: `--gradient NPG --gradient.k 3`.",
+        )
+        parser.callback_keys.append("gradient")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {
+                "checkpoint.filename": "best",
+                "checkpoint.monitor": "val_acc",
+                "checkpoint.mode": "max",
+                "checkpoint.save_last": True,
+                "checkpoint.enable_version_counter": False,
+            }
+        )
+        parser.add_lightning_class_args(PredictionWriter, "predictions")
+        parser.add_argument(
+            "--run",
+            type=str | None,
+            default=None,
+            help="Name of the run, and of its folder under `checkpoints`. null: the name of the config. A name that is "
+            "taken gets a number.",
+        )
+        parser.add_argument(
+            "--test_after_fit", type=bool, default=True, help="Whether `fit` ends by testing the best checkpoint."
+        )
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave Lightning's merge out: it would let the checkpoint's hyper-parameters beat the command line."""
+
+    def before_instantiate_classes(self) -> None:
+        """Read the checkpoint and lay out the folder."""
+        config = self.config.get(str(self.subcommand), self.config)
+        ckpt_path = config.get("ckpt_path")
+        if ckpt_path is not None:
+            self.checkpoint = read_checkpoint(ckpt_path)
+        if self.subcommand == "fit":
+            self._lay_out_run(config, ckpt_path)
+        elif config.trainer.logger is None:
+            config.trainer.logger = False  # a test writes no curves into the run's folder
+        if self.subcommand == "predict" and config.predictions.path is None and ckpt_path is not None:
+            config.predictions.path = str(Path(ckpt_path).with_name("predictions.csv"))
+
+    def _lay_out_run(self, config: Namespace, ckpt_path: str | None) -> None:
+        """Choose the folder of the run (a continued run keeps its own) and send logs and checkpoints there."""
+        parent = Path(config.trainer.default_root_dir or "checkpoints")
+        if ckpt_path is not None and config.run is None:
+            self.folder = Path(ckpt_path).parent
+        else:
+            self.folder = free_folder(parent, config.run or _run_name(config))
+        self.save_config_kwargs["folder"] = self.folder
+        if config.checkpoint.dirpath is None:
+            config.checkpoint.dirpath = str(self.folder)
+        if config.trainer.logger is None:
+            logger = {"save_dir": str(self.folder), "name": "", "version": ""}
+            config.trainer.logger = Namespace(
+                class_path="pytorch_lightning.loggers.TensorBoardLogger", init_args=Namespace(logger)
+            )
+
+    def instantiate_classes(self) -> None:
+        """Build everything; what a constructor refuses is the user's to mend."""
+        try:
+            super().instantiate_classes()
+        except (ValueError, MisconfigurationException) as error:
+            raise UsageError(str(error)) from error
+        if self.checkpoint is not None:
+            check_fits(self.model, self.checkpoint, self._get(self.config, "ckpt_path"))
+
+    def before_fit(self) -> None:
+        """Say what really runs."""
+        say(f"gradient: {self._get(self.config_init, 'gradient')}")
+        say(f"solver: {self.model.net.solver}")
+        say(f"run: {self.folder}")
+
+    def after_fit(self) -> None:
+        """Test the best checkpoint, and say where it is and what to type next."""
+        callback = self.trainer.checkpoint_callback
+        best = callback.best_model_path if isinstance(callback, ModelCheckpoint) else ""
+        if not best:
+            return
+        assert isinstance(callback, ModelCheckpoint)
+        best = str(Path(best).relative_to(Path.cwd())) if Path(best).is_relative_to(Path.cwd()) else best
+        say(f"best checkpoint: {best} ({callback.monitor} {callback.best_model_score:.4f})")
+        following = "test"
+        if self._get(self.config, "test_after_fit"):
+            (metrics,) = self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
+            say("  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
+            following = "predict"
+        say(f"next: python -m deq_lightning {following} --ckpt_path {best}")
+
+
+def _run_name(config: Namespace) -> str:
+    """Return the name of the first config, or of model and gradient where there is none."""
+    if config.get("config"):
+        return Path(str(config.config[0])).stem
+    names = (config.model.init_args.net.class_path, config.gradient.class_path)
+    return "_".join(name.rsplit(".", 1)[-1].lower() for name in names)
+
+
+def main(args: Sequence[str] | None = None, run: bool = True) -> DEQCLI:
+    """Run the command line; the shell, the console script, notebooks and tests all come here.
+
+    Args:
+        args: what is typed after the program's name. None: the program's own arguments.
+        run: False parses and builds trainer, task and data without running; `args` then have no subcommand.
+
+    Returns:
+        The command line object, with `trainer`, `model` and `datamodule`.
+
+    Raises:
+        SystemExit: with status 2 and a line or two on standard error for anything typed that cannot be done.
+    """
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # data modules choose theirs on purpose
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")  # it is the shell's own, completed
+    args = list(sys.argv[1:] if args is None else args)
+    try:
+        return DEQCLI(
+            ImplicitTask,
+            pl.LightningDataModule,
+            save_config_callback=SaveConfig,
+            seed_everything_default=0,
+            trainer_defaults={"log_every_n_steps": 10},
+            parser_class=Parser,
+            parser_kwargs={"version": f"deq_lightning {deq_lightning.__version__}"},
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            args=with_own_config(args) if run else args,
+            run=run,
+        )
+    except (UsageError, DatasetNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error

@@ -1,0 +1,8 @@
+"""Gradient strategies; they see only the map, its fixed point and the incoming gradient."""
+
+from deq_lightning.gradients.base import GradientStrategy as GradientStrategy
+from deq_lightning.gradients.implicit import Implicit as Implicit
+from deq_lightning.gradients.jfb import JFB as JFB
+from deq_lightning.gradients.npg import NPG as NPG
+from deq_lightning.gradients.unrolled import Unrolled as Unrolled
+from deq_lightning.gradients.upg import UPG as UPG

@@ -1,0 +1,51 @@
+"""The autograd node behind every gradient that is a vector-matrix product with (an estimate of) (I − J)⁻¹."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from deq_lightning.solvers import FixedPointMap
+from deq_lightning.state import State, pack, unpack
+
+VectorJacobianProduct = Callable[[Tensor], Tensor]
+Adjoint = Callable[[VectorJacobianProduct, Tensor], Tensor]
+
+
+def attach_adjoint(f: FixedPointMap, z: State, adjoint: Adjoint) -> State:
+    """Return f(z) with a backward that first replaces the incoming gradient g by `adjoint(vjp, g)`.
+
+    `f` is evaluated once. Its graph serves every product w ↦ Jᵀw that the adjoint asks for and then carries the result
+    on to the parameters and the injection, so nothing is recomputed, parameters see one gradient (as DDP's hooks
+    expect), and no tensor hook can outlive the graph.
+
+    Args:
+        f: the map.
+        z: its fixed point, without a graph.
+        adjoint: maps the product with the transposed Jacobian at `z`, and g as a (batch, dim) tensor, to w.
+
+    Returns:
+        f(z), of the structure and dtype of `z`. Differentiating twice raises.
+    """
+    flat = pack(z).detach().requires_grad_()
+    fz = pack(f(unpack(flat, z)))
+
+    def vjp(w: Tensor) -> Tensor:
+        return torch.autograd.grad(fz, flat, w, retain_graph=True, materialize_grads=True)[0]
+
+    return unpack(_ReplaceGradient.apply(fz, lambda g: adjoint(vjp, g)), z)
+
+
+class _ReplaceGradient(torch.autograd.Function):
+    """The identity, with a backward of the caller's choice."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, value: Tensor, backward: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.replace = backward  # type: ignore[attr-defined]
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, g: Tensor) -> tuple[Tensor, None]:
+        return ctx.replace(g), None  # type: ignore[attr-defined]

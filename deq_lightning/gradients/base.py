@@ -1,0 +1,119 @@
+"""The one crossroads of solver, gradient and model: `GradientStrategy.fixed_point`."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+
+from deq_lightning.configured import Configured
+from deq_lightning.solvers import FixedPointMap, Solution, Solver
+from deq_lightning.state import State
+
+
+def unroll(f: FixedPointMap, z: State, steps: int) -> State:
+    """Apply `f` `steps` times; ordinary autograd differentiates it."""
+    for _ in range(steps):
+        z = f(z)
+    return z
+
+
+class GradientStrategy(Configured, Callback, ABC):
+    """How an equilibrium is differentiated. A strategy of your own implements `attach` and nothing else.
+
+    It is a Lightning callback so that checkpoints carry its schedule and `--gradient` selects it, but the callback hooks
+    only move the schedule: the mathematics is in `fixed_point` and `attach`, which are not hooks. Without a trainer set
+    `model.gradient = UPG(k=5)`; with a schedule, also count `model.gradient.step += 1` after every optimizer step.
+
+    Args:
+        pretrain_steps: optimizer steps of the unrolled stage, in which the cell is applied `unroll_steps` times from the
+            initial state and differentiated by backpropagation, in evaluation as in training. 0: no such stage.
+        unroll_steps: applications of the cell in the unrolled stage, 1 or more.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    def __init__(self, pretrain_steps: int = 0, unroll_steps: int = 10) -> None:
+        if pretrain_steps < 0:
+            raise ValueError(f"`pretrain_steps` must be 0 or more, got {pretrain_steps}.")
+        if unroll_steps < 1:
+            raise ValueError(f"`unroll_steps` must be 1 or more, got {unroll_steps}.")
+        self.pretrain_steps = pretrain_steps
+        self.unroll_steps = unroll_steps
+        self.step = 0
+
+    @abstractmethod
+    def attach(self, f: FixedPointMap, z: State) -> State:
+        """Return the fixed point with the gradient of this strategy.
+
+        Args:
+            f: the map; its parameters and injection are what the gradient must reach.
+            z: the fixed point found by the solver, without a graph.
+
+        Returns:
+            A state equal to `z` or to a refinement of it, whose backward is the strategy.
+        """
+
+    @property
+    def unrolled(self) -> bool:
+        """Whether this is the unrolled stage."""
+        return self.step < self.pretrain_steps
+
+    def fixed_point(self, f: FixedPointMap, z0: State, solver: Solver) -> tuple[State, Solution | None]:
+        """Solve z = f(z) from `z0` and attach the gradient where gradients are on, in training or not.
+
+        Returns:
+            The fixed point, and the solver's report, which is None in the unrolled stage: nothing is solved there.
+        """
+        if self.unrolled:
+            return unroll(f, z0, self.unroll_steps), None
+        solution = solver.solve(f, z0)
+        if not torch.is_grad_enabled():
+            return solution.z, solution
+        return self.attach(f, solution.z), solution
+
+    @property
+    def state_key(self) -> str:
+        """One key for all strategies: a run resumed with another one continues the schedule."""
+        return "GradientStrategy"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position in the schedule."""
+        return {"step": self.step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the position in the schedule."""
+        self.step = state_dict["step"]
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
+        """Move the schedule to the optimizer steps made so far."""
+        del args, kwargs
+        self.step = trainer.global_step
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what Lightning binds to every callback: copying a model would otherwise copy its whole task."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("log", "log_dict")}
+
+
+def check_k(k: int) -> int:
+    """Return `k` if it can be a number of terms or steps.
+
+    Raises:
+        ValueError: if it is below 1.
+    """
+    if k < 1:
+        raise ValueError(f"`k` must be 1 or more, got {k}. For a single undamped step type `--gradient JFB`.")
+    return k
+
+
+def check_damping(damping: float) -> float:
+    """Return `damping` if it is in (0, 1].
+
+    Raises:
+        ValueError: if it is not.
+    """
+    if not 0 < damping <= 1:
+        raise ValueError(f"`damping` must be in (0, 1], got {damping}. Type `--gradient.damping 1` for undamped steps.")
+    return damping

@@ -1,0 +1,52 @@
+"""Unrolled phantom gradient."""
+
+from torch.utils.checkpoint import checkpoint
+
+from deq_lightning.gradients.base import GradientStrategy, check_damping, check_k
+from deq_lightning.solvers import FixedPointMap
+from deq_lightning.state import State, mix
+
+
+class UPG(GradientStrategy):
+    r"""Unrolled phantom gradient: backpropagate through a few damped steps that start at the fixed point.
+
+    From a detached :math:`z^*`, takes :math:`z \leftarrow (1-\lambda) z + \lambda f(z)` `k` times, λ being `damping`.
+    Cheap and biased; usually the first thing to try. The prediction uses the state after the k steps, which also
+    refines a fixed point that was not solved exactly. For the exact gradient use `Implicit`.
+
+    Args:
+        pretrain_steps: optimizer steps of plain unrolling before the equilibrium is solved.
+        unroll_steps: applications of the cell in that stage.
+        k: damped steps, 1 or more. Memory grows linearly with it, unless `checkpoint`.
+        damping: λ in (0, 1]; smaller is more stable and needs more steps.
+        checkpoint: keep the graph of one step at a time, for one more evaluation of the cell per step in backward.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    References:
+        Geng et al., "On training implicit models", 2021, arXiv:2111.05177, Eq. 16.
+    """
+
+    def __init__(
+        self,
+        pretrain_steps: int = 0,
+        unroll_steps: int = 10,
+        k: int = 5,
+        damping: float = 0.5,
+        checkpoint: bool = False,
+    ) -> None:
+        super().__init__(pretrain_steps, unroll_steps)
+        self.k = check_k(k)
+        self.damping = check_damping(damping)
+        self.checkpoint = checkpoint
+
+    def attach(self, f: FixedPointMap, z: State) -> State:
+        """Return the state after `k` damped steps from `z`, with their graph."""
+
+        def step(z: State) -> State:
+            return mix(z, f(z), self.damping)
+
+        for _ in range(self.k):
+            z = checkpoint(step, z, use_reentrant=False) if self.checkpoint else step(z)
+        return z

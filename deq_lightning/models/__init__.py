@@ -1,0 +1,6 @@
+"""Implicit models; they know neither the solver nor the gradient they are given."""
+
+from deq_lightning.models.base import Equilibrium as Equilibrium
+from deq_lightning.models.base import ImplicitModel as ImplicitModel
+from deq_lightning.models.fpn import FPN as FPN
+from deq_lightning.models.mdeq import MDEQ as MDEQ

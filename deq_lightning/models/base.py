@@ -1,0 +1,76 @@
+"""What an implicit model is: three functions and one equation."""
+
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from deq_lightning.gradients import UPG, GradientStrategy
+from deq_lightning.models.frozen import frozen
+from deq_lightning.solvers import Anderson, FixedPointMap, Solution, Solver
+from deq_lightning.state import State
+
+
+class Equilibrium(NamedTuple):
+    """One equilibrium of a forward pass, for penalties, logging and audits.
+
+    `f` stays the map that was solved, with its dropout masks and weights; `solution` is None if nothing was solved
+    (the unrolled stage).
+    """
+
+    f: FixedPointMap
+    z: State
+    solution: Solution | None
+
+
+class ImplicitModel(nn.Module, ABC):
+    """A model whose hidden state solves z* = cell(z*, u) with u = inject(x), and whose output is readout(z*).
+
+    Subclasses implement the three functions (Geng et al. 2021, Table 5). They know neither the solver nor the gradient:
+    swap these by assigning `model.solver` and `model.gradient`.
+
+    Args:
+        solver: finds z*. None: `Anderson()`.
+    """
+
+    def __init__(self, solver: Solver | None = None) -> None:
+        super().__init__()
+        self.solver: Solver = solver or Anderson()
+        self.gradient: GradientStrategy = UPG()
+
+    @abstractmethod
+    def inject(self, x: Any) -> Any:
+        """Return the injection u of the input; ordinary layers, run once."""
+
+    @abstractmethod
+    def cell(self, z: Any, u: Any) -> Any:
+        """Return the equilibrium module at state z; dimension 0 of every tensor in z and u is the batch."""
+
+    @abstractmethod
+    def readout(self, z: Any) -> Tensor:
+        """Return the prediction of the equilibrium; ordinary layers, run once."""
+
+    def initial_state(self, u: Any) -> State:
+        """Return where the solver starts: zeros of the shape of the injection."""
+        return self.zeros(u.shape)
+
+    def zeros(self, shape: tuple[int, ...]) -> Tensor:
+        """Return zeros in the dtype of the parameters: under autocast the state stays in full precision."""
+        parameter = next(self.parameters())
+        return torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
+
+    def equilibrium(self, u: Any) -> Equilibrium:
+        """Solve z* = cell(z*, u) and attach the gradient."""
+        cell = frozen(self).cell
+
+        def f(z: State) -> State:
+            return cell(z, u)
+
+        z, solution = self.gradient.fixed_point(f, self.initial_state(u), self.solver)
+        return Equilibrium(f, z, solution)
+
+    def forward(self, x: Any) -> tuple[Tensor, list[Equilibrium]]:
+        """Return the prediction and the equilibria behind it (several for stacked implicit layers)."""
+        equilibrium = self.equilibrium(self.inject(x))
+        return self.readout(equilibrium.z), [equilibrium]

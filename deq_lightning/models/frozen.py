@@ -1,0 +1,131 @@
+"""Layers whose random or derived tensors must stay the same in every evaluation of one solve."""
+
+import copy
+from abc import abstractmethod
+from typing import TypeVar, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+class Freezable(nn.Module):
+    """A layer that can fix, for one solve, what it would otherwise draw or compute at every call."""
+
+    @abstractmethod
+    def freeze(self) -> None:
+        """Fix it; called on the clone that `frozen` makes, never on the layer itself."""
+
+
+def frozen(module: Module) -> Module:
+    """Return a clone of `module` for one solve: it shares all parameters, and its freezable layers are frozen.
+
+    A clone rather than a mode of the module: a map built on it stays the same function for as long as anybody holds it,
+    so that several equilibria of one module can be differentiated together, backward may evaluate it again, and audits
+    may come later. Call it with gradients on if the frozen tensors must reach their parameters. Only the modules on the
+    way to a freezable layer are copied.
+    """
+    return _clone(module, {})
+
+
+def _clone(module: Module, clones: dict[nn.Module, nn.Module]) -> Module:
+    """Clone what must be cloned; a module used in two places is cloned once."""
+    if module in clones:
+        return cast(Module, clones[module])
+    children = {name: child and _clone(child, clones) for name, child in module._modules.items()}
+    clone = module
+    if isinstance(module, Freezable) or any(child is not module._modules[name] for name, child in children.items()):
+        clone = copy.copy(module)
+        clone.__dict__["_modules"] = children
+    if isinstance(clone, Freezable):
+        clone.freeze()
+    clones[module] = clone
+    return clone
+
+
+class VariationalDropout2d(Freezable):
+    """Dropout of whole channels whose mask is drawn once per solve and then shared by all evaluations.
+
+    Args:
+        p: probability of a channel to be zeroed, in [0, 1). Identity in evaluation mode.
+
+    Shapes:
+        (batch, channels, height, width) to the same; the mask is (batch, channels, 1, 1).
+
+    Raises:
+        ValueError: if `p` is out of its range.
+
+    References:
+        Gal and Ghahramani, "A theoretically grounded application of dropout in recurrent neural networks", 2016.
+    """
+
+    def __init__(self, p: float = 0.0) -> None:
+        super().__init__()
+        if not 0 <= p < 1:
+            raise ValueError(f"`dropout` must be in [0, 1), got {p}.")
+        self.p = p
+        self.keeps_mask = False
+        self.mask: Tensor | None = None
+
+    def freeze(self) -> None:
+        """Keep the mask of the first evaluation, which is where its shape, dtype and device are known."""
+        self.keeps_mask = True
+        self.mask = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Zero channels and scale the others by 1 / (1 − p)."""
+        if not self.training or self.p == 0:
+            return x
+        mask = self.mask
+        if mask is None:
+            mask = F.dropout(torch.ones_like(x[:, :, :1, :1]), self.p)
+        if self.keeps_mask:
+            self.mask = mask
+        return x * mask
+
+    def extra_repr(self) -> str:
+        """Show the probability."""
+        return f"p={self.p}"
+
+
+class WeightNormConv2d(Freezable, nn.Conv2d):
+    r"""Convolution with weight normalisation, w = g·v / ‖v‖ per output channel, computed once per solve.
+
+    Args:
+        *args: as `torch.nn.Conv2d`.
+        **kwargs: as `torch.nn.Conv2d`.
+
+    Shapes:
+        `weight_g` (out, 1, 1, 1) starts as ‖v‖, so that w starts as PyTorch's default initialisation; `weight_v` has
+        the shape of the convolution's weight.
+
+    References:
+        Salimans and Kingma, "Weight normalization", 2016, arXiv:1602.07868.
+    """
+
+    def __init__(self, *args: int, **kwargs: int | bool) -> None:
+        nn.Conv2d.__init__(self, *args, **kwargs)  # type: ignore[arg-type]
+        weight = self.weight
+        del self.weight
+        self.weight_g = nn.Parameter(_norm(weight).detach())
+        self.weight_v = nn.Parameter(weight.detach())
+        self.frozen_weight: Tensor | None = None
+
+    def freeze(self) -> None:
+        """Compute the normalised weight, with its graph where gradients are on."""
+        self.frozen_weight = self.normalised_weight()
+
+    def normalised_weight(self) -> Tensor:
+        """Return g·v / ‖v‖."""
+        return self.weight_v * (self.weight_g / _norm(self.weight_v))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve with the normalised weight."""
+        weight = self.normalised_weight() if self.frozen_weight is None else self.frozen_weight
+        return self._conv_forward(x, weight, self.bias)
+
+
+def _norm(v: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(v, dim=(1, 2, 3), keepdim=True)

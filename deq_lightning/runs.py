@@ -1,0 +1,115 @@
+"""A run on disk: its folder, its config, its checkpoints."""
+
+import pickle
+from collections.abc import Mapping, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.cli import SaveConfigCallback
+from torch import nn
+
+from deq_lightning.parsing import UsageError
+
+CONFIG = "config.yaml"
+
+
+def free_folder(parent: Path, name: str) -> Path:
+    """Return `parent/name`, or `parent/name-2` and so on: a new run never touches an old one."""
+    candidates = (parent / (name if number == 1 else f"{name}-{number}") for number in count(1))
+    return next(folder for folder in candidates if not folder.exists())
+
+
+def with_own_config(args: Sequence[str]) -> list[str]:
+    """Let `--ckpt_path X` without `--config` mean the config that X was trained with, which lies beside it.
+
+    Whatever else is typed still wins, because it stands after the config.
+
+    Raises:
+        UsageError: if there is no such checkpoint or no config beside it.
+    """
+    args = list(args)
+    checkpoint = _option(args, "--ckpt_path")
+    if checkpoint is None or any(arg.split("=")[0] in ("-c", "--config") for arg in args):
+        return args
+    read_checkpoint(checkpoint)
+    config = Path(checkpoint).with_name(CONFIG)
+    if not config.is_file():
+        raise UsageError(f"`{checkpoint}` has no {CONFIG} beside it. Type the config it was trained with: `--config NAME`.")
+    return [*args[:1], f"--config={config}", *args[1:]]
+
+
+def _option(args: Sequence[str], name: str) -> str | None:
+    for arg, following in zip(args, [*args[1:], None], strict=True):
+        if arg == name:
+            return following
+        if arg.startswith(f"{name}="):
+            return arg.removeprefix(f"{name}=")
+    return None
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Load a checkpoint as plain data; nothing in the file is ever executed.
+
+    Raises:
+        UsageError: if the file is missing, truncated, not a checkpoint, or holds more than plain data.
+    """
+    path = Path(path)
+    if not path.is_file():
+        others = ", ".join(f"`{other}`" for other in sorted(path.parent.glob("*.ckpt")))
+        raise UsageError(f"there is no checkpoint `{path}`. " + (f"There is {others}." if others else "Check the path."))
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if not path.read_bytes().startswith(b"PK"):
+            raise UsageError(f"`{path}` is not a checkpoint. Type the path of a .ckpt file written by `fit`.") from error
+        raise UsageError(
+            f"`{path}` holds more than tensors and plain data (a pickled object or call), and was not loaded: loading it "
+            "could execute code. Use a checkpoint written by `fit`."
+        ) from error
+    except Exception as error:  # whatever reading a damaged archive may raise
+        raise UsageError(f"`{path}` is damaged or not a checkpoint. Use another one of that run.") from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), Mapping):
+        raise UsageError(f"`{path}` is not a checkpoint of this program: it has no `state_dict`.")
+    return checkpoint
+
+
+def check_fits(module: nn.Module, checkpoint: Mapping[str, Any], path: str | Path) -> None:
+    """Make sure that a checkpoint belongs to this model.
+
+    Raises:
+        UsageError: if names or shapes differ.
+    """
+    own = {name: tensor.shape for name, tensor in module.state_dict().items()}
+    saved = {name: tensor.shape for name, tensor in checkpoint["state_dict"].items()}
+    differences = {
+        "are missing in it": sorted(own.keys() - saved.keys()),
+        "are unknown to the model": sorted(saved.keys() - own.keys()),
+        "have another shape": sorted(name for name in own.keys() & saved.keys() if own[name] != saved[name]),
+    }
+    found = [f"{len(names)} tensors {what} (`{names[0]}`, ...)" for what, names in differences.items() if names]
+    if found:
+        raise UsageError(
+            f"`{path}` is a checkpoint of another model: {'; '.join(found)}.\n"
+            "Leave `--config` out to use the config that lies beside the checkpoint."
+        )
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes the config that runs into the run's folder, so that the folder alone can be tested or continued."""
+
+    def __init__(self, *args: Any, folder: Path, **kwargs: Any) -> None:
+        super().__init__(*args, save_to_log_dir=False, **kwargs)
+        self.folder = folder
+
+    def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Write it, but for the checkpoint a run was continued from."""
+        del trainer, pl_module
+        if stage != "fit":
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        config = self.config.clone()
+        config.pop("ckpt_path", None)
+        self.parser.save(config, self.folder / CONFIG, skip_none=False, overwrite=True, multifile=False)

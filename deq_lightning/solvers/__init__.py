@@ -1,0 +1,10 @@
+"""Solvers of z = f(z); they see only `f` and a starting point."""
+
+from deq_lightning.solvers.anderson import Anderson as Anderson
+from deq_lightning.solvers.base import FixedPointMap as FixedPointMap
+from deq_lightning.solvers.base import Solution as Solution
+from deq_lightning.solvers.base import Solver as Solver
+from deq_lightning.solvers.base import Status as Status
+from deq_lightning.solvers.broyden import Broyden as Broyden
+from deq_lightning.solvers.fixed_point import FixedPointIteration as FixedPointIteration
+from deq_lightning.solvers.gmres import GMRES as GMRES

@@ -1,0 +1,104 @@
+"""Anderson acceleration."""
+
+import torch
+from torch import Tensor
+
+from deq_lightning.solvers.base import Advance, Solver
+from deq_lightning.solvers.history import check_damping, check_length, combination, inner_products
+
+
+class Anderson(Solver):
+    r"""Takes the combination of the last iterates whose residual is smallest (Anderson acceleration, type II).
+
+    With residuals :math:`g_i = f(z_i) - z_i`, finds the weights that sum to one and minimise
+    :math:`\|\sum_i \alpha_i g_i\|`, and goes to :math:`\sum_i \alpha_i (z_i + \beta g_i)`, β being `damping`.
+
+    Args:
+        max_steps: evaluations of f at most, 1 or more.
+        rtol: a sample has converged when ‖f(z) − z‖ ≤ atol + rtol·‖f(z)‖.
+        atol: absolute part of the tolerance.
+        check_every: evaluations between two looks at the stop test.
+        history: iterates remembered, 1 or more. Memory: two states each.
+        damping: β in (0, 1]; 1 takes the whole step.
+        ridge: Tikhonov term of the small system, relative to each residual's own scale, so that acceleration does not
+            fade as the residual falls and the answer does not depend on the units of the state. 0 or more.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    References:
+        Walker and Ni, "Anderson acceleration for fixed-point iterations", SIAM J. Numer. Anal. 49(4), 2011.
+        Bai et al., "Deep equilibrium models", 2019, arXiv:1909.01377.
+    """
+
+    def __init__(
+        self,
+        max_steps: int = 30,
+        rtol: float = 1e-3,
+        atol: float = 0.0,
+        check_every: int = 4,
+        history: int = 12,
+        damping: float = 1.0,
+        ridge: float = 1e-8,
+    ) -> None:
+        super().__init__(max_steps, rtol, atol, check_every)
+        self.history = check_length(history)
+        self.damping = check_damping(damping)
+        if not ridge >= 0:
+            raise ValueError(f"`ridge` must be 0 or more, got {ridge}.")
+        self.ridge = ridge
+
+    def start(self, z: Tensor) -> Advance:
+        """Begin a solve with room for `history` iterates, or for the whole budget where that is smaller."""
+        return Mixing(z, min(self.history, self.max_steps), self.damping, self.ridge)
+
+
+class Mixing:
+    """The memory of one Anderson solve: residuals, their Gram matrix, and the points to be combined.
+
+    Args:
+        z: (batch, dim) gives shapes, dtype and device.
+        length: iterates remembered.
+        damping: part of the residual that is added to an iterate.
+        ridge: relative Tikhonov term.
+    """
+
+    def __init__(self, z: Tensor, length: int, damping: float, ridge: float) -> None:
+        batch, dim = z.shape
+        self.length = length
+        self.damping = damping
+        self.residuals = z.new_empty(batch, length, dim)
+        self.points = z.new_empty(batch, length, dim)
+        self.gram = z.new_zeros(batch, length, length)
+        self.ridge = ridge * torch.eye(length, dtype=z.dtype, device=z.device)
+        self.tiny = torch.finfo(z.dtype).tiny
+        self.count = 0
+
+    def __call__(self, z: Tensor, fz: Tensor, gap: Tensor) -> Tensor:
+        """Remember one evaluation and return the next iterate."""
+        slot = self.count % self.length
+        self.count += 1
+        used = min(self.count, self.length)
+        self.residuals[:, slot] = gap
+        self.points[:, slot] = fz if self.damping == 1 else torch.add(z, gap, alpha=self.damping)
+        row = inner_products(self.residuals[:, :used], gap)
+        self.gram[:, slot, :used] = row
+        self.gram[:, :used, slot] = row
+        weights = self._weights(used)
+        # A singular system (two equal residuals, say) gives no weights: take the plain step instead.
+        newest = torch.zeros_like(weights)
+        newest[:, slot] = 1
+        weights = torch.where(torch.isfinite(weights).all(dim=1, keepdim=True), weights, newest)
+        return combination(weights, self.points[:, :used])
+
+    def _weights(self, used: int) -> Tensor:
+        """Minimise ‖Σ αᵢ gᵢ‖ with Σ αᵢ = 1; (batch, used).
+
+        The Gram matrix is brought to a unit diagonal first, which makes the ridge relative to every residual.
+        """
+        gram = self.gram[:, :used, :used]
+        scale = gram.diagonal(dim1=1, dim2=2).clamp_min(self.tiny).rsqrt()
+        system = gram * scale[:, :, None] * scale[:, None, :] + self.ridge[:used, :used]
+        solved, _ = torch.linalg.solve_ex(system, scale[:, :, None])
+        weights = solved[:, :, 0] * scale
+        return weights / weights.sum(dim=1, keepdim=True)

@@ -1,0 +1,201 @@
+"""What every solver shares: the contract, the loop, and the choice of the iterate that is returned."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from deq_lightning.configured import Configured
+from deq_lightning.state import State, pack, unpack
+
+FixedPointMap = Callable[[State], State]
+Advance = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class Status(IntEnum):
+    """How the solve of one sample ended; `message` is the sentence for a person."""
+
+    message: str
+
+    def __new__(cls, code: int, message: str) -> "Status":
+        """Attach the message to the code."""
+        status = int.__new__(cls, code)
+        status._value_ = code
+        status.message = message
+        return status
+
+    converged = 0, "The residual met the tolerance."
+    max_steps = (
+        1,
+        "The solver spent `max_steps` evaluations with the residual above the tolerance. "
+        "Raise `max_steps`, loosen `rtol`, or make the map more contractive.",
+    )
+    diverged = (
+        2,
+        "The iterates became non-finite; the last finite best one is returned. "
+        "Use damping, another solver, or a map of smaller spectral radius.",
+    )
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The answer of a solver and what it cost.
+
+    Args:
+        z: the fixed point, of the structure of `z0`: for each sample the first iterate that met the tolerance, else the
+            one of lowest residual.
+        residual: (batch,) ‖f(z) − z‖ / ‖f(z)‖ of exactly this `z`; infinite if f never returned finite values.
+        steps: (batch,) evaluations of f until the sample met the tolerance or diverged, else all of them.
+        status: (batch,) codes of `Status`.
+        evaluations: how often f was called.
+    """
+
+    z: State
+    residual: Tensor
+    steps: Tensor
+    status: Tensor
+    evaluations: int
+
+
+class Solver(Configured, ABC):
+    """Solves z = f(z), every sample of the batch for itself.
+
+    Subclasses implement `start`. Evaluations are counted the same way everywhere: one call of f is one step.
+
+    Args:
+        max_steps: evaluations of f at most, 1 or more.
+        rtol: a sample has converged when ‖f(z) − z‖ ≤ atol + rtol·‖f(z)‖. With both tolerances 0 the whole budget runs
+            and the host never waits for the device.
+        atol: absolute part of the tolerance, in the units of the state's Euclidean norm.
+        check_every: evaluations between two looks at the stop test (the first look is at the first evaluation). A look
+            makes the host wait for the device.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    def __init__(
+        self, max_steps: int = 30, rtol: float = 1e-3, atol: float = 0.0, check_every: int = 4
+    ) -> None:
+        for name, count in (("max_steps", max_steps), ("check_every", check_every)):
+            if count < 1:
+                raise ValueError(f"`{name}` must be 1 or more, got {count}.")
+        for name, tolerance in (("rtol", rtol), ("atol", atol)):
+            if not tolerance >= 0:
+                raise ValueError(f"`{name}` must be 0 or more, got {tolerance}.")
+        self.max_steps = max_steps
+        self.rtol = rtol
+        self.atol = atol
+        self.check_every = check_every
+
+    @abstractmethod
+    def start(self, z: Tensor) -> Advance:
+        """Begin a solve at the (batch, dim) tensor `z`.
+
+        Returns:
+            A function from an iterate, f of it and their difference f(z) − z, each (batch, dim), to the next iterate. It
+            must not write to its arguments. Whatever it remembers lives as long as this one solve.
+        """
+
+    @torch.no_grad()
+    def solve(self, f: FixedPointMap, z0: State) -> Solution:
+        """Find z = f(z) from `z0`, without a graph.
+
+        Args:
+            f: maps a tensor or a tuple of tensors (dimension 0 is the batch) to the same structure and shapes.
+            z0: where to start.
+
+        Returns:
+            The solution; `Solution` says how it is chosen.
+        """
+        z = pack(z0).detach()
+        evaluate = self._flat_map(f, z0, z)
+        best = BestIterate(z, self.atol, self.rtol)
+        watched = self.atol > 0 or self.rtol > 0
+        # Mixed precision is the map's business; the solver's own products must not be rounded to half.
+        with torch.autocast(z.device.type, enabled=False):
+            advance = self.start(z)
+            for step in range(1, self.max_steps + 1):
+                fz = evaluate(z)
+                gap = fz - z
+                best.update(z, fz, gap)
+                if step == self.max_steps or (watched and self._looks_at(step) and best.settled()):
+                    break
+                z = advance(z, fz, gap)
+        if torch.is_autocast_enabled(z.device.type):
+            # Weights cast without a graph would be reused, without their gradient, by the next evaluation with one.
+            torch.clear_autocast_cache()
+        return best.solution(like=z0, evaluations=step)
+
+    def _looks_at(self, step: int) -> bool:
+        return (step - 1) % self.check_every == 0
+
+    @staticmethod
+    def _flat_map(f: FixedPointMap, z0: State, flat: Tensor) -> Callable[[Tensor], Tensor]:
+        """Wrap f as a map of (batch, dim) tensors that runs under the autocast state of the caller."""
+        device = flat.device.type
+        autocast: AbstractContextManager[None] = nullcontext()
+        if torch.is_autocast_enabled(device):
+            autocast = torch.autocast(device, dtype=torch.get_autocast_dtype(device))
+
+        def evaluate(z: Tensor) -> Tensor:
+            with autocast:
+                fz = pack(f(unpack(z, z0)))
+            if fz.shape != z.shape:
+                raise ValueError(
+                    f"`f` must return the structure and shapes of its argument: {tuple(z.shape)} once flattened, "
+                    f"got {tuple(fz.shape)}."
+                )
+            return fz
+
+        return evaluate
+
+
+class BestIterate:
+    """Keeps, sample by sample, the iterate to return and what is to be said of it.
+
+    A sample is running until it meets the tolerance or turns non-finite; from then on nothing of it changes.
+
+    Args:
+        z: (batch, dim) the starting point.
+        atol: absolute tolerance.
+        rtol: tolerance relative to ‖f(z)‖.
+    """
+
+    def __init__(self, z: Tensor, atol: float, rtol: float) -> None:
+        self.z = z
+        self.atol = atol
+        self.rtol = rtol
+        self.tiny = torch.finfo(z.dtype).tiny
+        self.residual = z.new_full(z.shape[:1], torch.inf)
+        self.running = torch.ones_like(self.residual, dtype=torch.bool)
+        self.converged = torch.zeros_like(self.running)
+        self.steps = torch.zeros_like(self.running, dtype=torch.long)
+
+    def update(self, z: Tensor, fz: Tensor, gap: Tensor) -> None:
+        """Take note of one evaluation."""
+        distance = torch.linalg.vector_norm(gap, dim=1)
+        scale = torch.linalg.vector_norm(fz, dim=1)
+        finite = torch.isfinite(distance + scale)
+        residual = distance / scale.clamp_min(self.tiny)  # 0 / 0 is an exact fixed point at the origin
+        met = finite & (distance <= self.atol + self.rtol * scale)
+        better = self.running & (met | (residual < self.residual))
+        self.z = torch.where(better[:, None], z, self.z)
+        self.residual = torch.where(better, residual, self.residual)
+        self.steps += self.running
+        self.converged |= self.running & met
+        self.running &= finite & ~met
+
+    def settled(self) -> bool:
+        """Say whether no sample is running any more (waits for the device)."""
+        return not bool(self.running.any())
+
+    def solution(self, like: State, evaluations: int) -> Solution:
+        """Report the iterates kept, in the structure of `like`."""
+        status = torch.full_like(self.steps, Status.diverged)
+        status.masked_fill_(self.running, Status.max_steps).masked_fill_(self.converged, Status.converged)
+        return Solution(unpack(self.z, like), self.residual, self.steps, status, evaluations)

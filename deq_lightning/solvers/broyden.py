@@ -1,0 +1,99 @@
+"""Broyden's method with a bounded history."""
+
+import torch
+from torch import Tensor
+
+from deq_lightning.solvers.base import Advance, Solver
+from deq_lightning.solvers.history import check_length, combination, inner_products
+
+
+class Broyden(Solver):
+    r"""Quasi-Newton method on g(z) = f(z) − z with Broyden's first ("good") update of the inverse Jacobian.
+
+    The inverse is −I plus `history` outer products, so a step costs one product with the history and one with its
+    transpose; the line search that the literature leaves switched off is not built.
+
+    Args:
+        max_steps: evaluations of f at most, 1 or more.
+        rtol: a sample has converged when ‖f(z) − z‖ ≤ atol + rtol·‖f(z)‖.
+        atol: absolute part of the tolerance.
+        check_every: evaluations between two looks at the stop test.
+        history: pairs (outer products) remembered, 1 or more; the oldest is dropped for the newest. Memory: two states
+            each, never more than the budget needs.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    References:
+        Broyden, "A class of methods for solving nonlinear simultaneous equations", Math. Comp. 19, 1965.
+        Bai et al., "Multiscale deep equilibrium models", 2020, arXiv:2006.08656.
+    """
+
+    def __init__(
+        self,
+        max_steps: int = 30,
+        rtol: float = 1e-3,
+        atol: float = 0.0,
+        check_every: int = 4,
+        history: int = 12,
+    ) -> None:
+        super().__init__(max_steps, rtol, atol, check_every)
+        self.history = check_length(history)
+
+    def start(self, z: Tensor) -> Advance:
+        """Begin a solve with room for `history` pairs, or for the whole budget where that is smaller."""
+        return InverseUpdates(z, min(self.history, max(self.max_steps - 1, 1)))
+
+
+class InverseUpdates:
+    """The memory of one Broyden solve: the inverse Jacobian −I + Σ uᵢ vᵢᵀ and the step taken last.
+
+    Args:
+        z: (batch, dim) gives shapes, dtype and device.
+        length: pairs remembered.
+    """
+
+    def __init__(self, z: Tensor, length: int) -> None:
+        batch, dim = z.shape
+        self.length = length
+        self.left = z.new_empty(batch, length, dim)
+        self.right = z.new_empty(batch, length, dim)
+        self.tiny = torch.finfo(z.dtype).tiny
+        self.count = 0
+        self.step: Tensor | None = None
+        self.gap: Tensor | None = None
+
+    def __call__(self, z: Tensor, fz: Tensor, gap: Tensor) -> Tensor:
+        """Update the inverse with the step just evaluated and return the next iterate."""
+        del fz
+        step = gap if self.step is None or self.gap is None else self._quasi_newton_step(self.step, gap, self.gap)
+        self.step, self.gap = step, gap
+        return z + step
+
+    def _quasi_newton_step(self, step: Tensor, gap: Tensor, last_gap: Tensor) -> Tensor:
+        """Return −H g with H updated by the secant condition H (g − g_last) = step.
+
+        The step was −H g_last, so the update's left vector (step − H (g − g_last)) / (vᵀ (g − g_last)) is
+        −H g / (vᵀ (g − g_last)) and H is applied once. The oldest pair must leave H before the step that follows is
+        computed with it, or that identity would not hold one step later.
+        """
+        used = min(self.count, self.length)
+        applied = -gap  # H g, before the update
+        right = -step  # Hᵀ step
+        along = None
+        if used:
+            along = inner_products(self.right[:, :used], gap)
+            applied = applied + combination(along, self.left[:, :used])
+            right = right + combination(inner_products(self.left[:, :used], step), self.right[:, :used])
+        left = -applied / self._nonzero(torch.linalg.vecdot(right, gap - last_gap))
+        next_step = -applied - left * torch.linalg.vecdot(right, gap)[:, None]
+        slot = self.count % self.length
+        if along is not None and self.count >= self.length:
+            next_step = next_step + along[:, slot, None] * self.left[:, slot]
+        self.left[:, slot], self.right[:, slot] = left, right
+        self.count += 1
+        return next_step
+
+    def _nonzero(self, denominator: Tensor) -> Tensor:
+        """Replace a vanishing denominator by infinity: the update is then skipped."""
+        return torch.where(denominator.abs() > self.tiny, denominator, torch.inf)[:, None]

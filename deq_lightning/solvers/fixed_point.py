@@ -1,0 +1,42 @@
+"""Plain and damped fixed-point iteration."""
+
+import torch
+from torch import Tensor
+
+from deq_lightning.solvers.base import Advance, Solver
+from deq_lightning.solvers.history import check_damping
+
+
+class FixedPointIteration(Solver):
+    r"""Iterates z ← (1 − damping)·z + damping·f(z).
+
+    Converges where the spectral radius of the (damped) Jacobian is below 1; the cheapest algebra and the least memory.
+
+    Args:
+        max_steps: evaluations of f at most, 1 or more.
+        rtol: a sample has converged when ‖f(z) − z‖ ≤ atol + rtol·‖f(z)‖; the residual is never scaled by `damping`.
+        atol: absolute part of the tolerance.
+        check_every: evaluations between two looks at the stop test.
+        damping: part of the step that is taken, in (0, 1]; 1 is plain (Picard) iteration.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        max_steps: int = 30,
+        rtol: float = 1e-3,
+        atol: float = 0.0,
+        check_every: int = 4,
+        damping: float = 1.0,
+    ) -> None:
+        super().__init__(max_steps, rtol, atol, check_every)
+        self.damping = check_damping(damping)
+
+    def start(self, z: Tensor) -> Advance:
+        """Begin a solve; nothing is remembered."""
+        del z
+        if self.damping == 1:
+            return lambda z, fz, gap: fz
+        return lambda z, fz, gap: torch.add(z, gap, alpha=self.damping)

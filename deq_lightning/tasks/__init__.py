@@ -1,0 +1,5 @@
+"""LightningModules: a model, a loss, metrics."""
+
+from deq_lightning.tasks.base import ImplicitTask as ImplicitTask
+from deq_lightning.tasks.classification import ImageClassification as ImageClassification
+from deq_lightning.tasks.schedules import CosineToEnd as CosineToEnd

@@ -1,0 +1,115 @@
+"""What every task shares: the gradient strategy, the optimizer, the equilibrium's report, and exact resumption."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from torch import Tensor
+
+from deq_lightning.gradients import GradientStrategy
+from deq_lightning.models import Equilibrium, ImplicitModel
+from deq_lightning.tasks.schedules import CosineToEnd
+
+
+class ImplicitTask(pl.LightningModule):
+    """Trains an implicit model with the gradient strategy found among the trainer's callbacks.
+
+    Without one there, the model's own `gradient` is used and joins the callbacks, so that its schedule moves and is
+    saved. Subclasses write the steps.
+
+    Args:
+        net: the model.
+        optimizer: makes the optimizer from the parameters.
+        lr_scheduler: makes the schedule from the optimizer; stepped after every optimizer step (Lightning's
+            `ReduceLROnPlateau`: after every epoch). None: constant.
+    """
+
+    def __init__(
+        self,
+        net: ImplicitModel,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        # Only plain data goes into checkpoints, so that they load without unpickling code. Runs from the command line
+        # keep everything, as class paths and numbers; those made in Python are rebuilt with their objects passed again.
+        self.remove_ignored_hparams([name for name, value in self.hparams.items() if not _is_plain(value)])
+        self.net = net
+        self.make_optimizer = optimizer
+        self.make_lr_scheduler = lr_scheduler
+        self._rng_state: dict[str, Tensor] = {}
+
+    def forward(self, x: Any) -> Tensor:
+        """Return the prediction."""
+        return self.net(x)[0]
+
+    def configure_callbacks(self) -> Sequence[Callback]:
+        """Add the model's own strategy where the trainer has none."""
+        given = any(isinstance(callback, GradientStrategy) for callback in self._callbacks())
+        return [] if given else [self.net.gradient]
+
+    def setup(self, stage: str) -> None:
+        """Give the model the trainer's strategy; this is before the checkpoint restores the strategy's state."""
+        del stage
+        for callback in self._callbacks():
+            if isinstance(callback, GradientStrategy):
+                self.net.gradient = callback
+
+    def _callbacks(self) -> list[Callback]:
+        return self.trainer.callbacks  # type: ignore[attr-defined]
+
+    def configure_optimizers(self) -> Any:
+        """Make the optimizer and the schedule."""
+        optimizer = self.make_optimizer(self.parameters())
+        if self.make_lr_scheduler is None:
+            return optimizer
+        scheduler = self.make_lr_scheduler(optimizer)
+        if isinstance(scheduler, ReduceLROnPlateau):
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": scheduler.monitor}}
+        if isinstance(scheduler, CosineToEnd):
+            scheduler.end_at(int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def log_equilibria(self, equilibria: Sequence[Equilibrium], batch_size: int, prefix: str = "") -> None:
+        """Log the mean `solver_steps` and `solver_residual` over samples and equilibria, where one was solved."""
+        solutions = [equilibrium.solution for equilibrium in equilibria if equilibrium.solution is not None]
+        if not solutions:
+            return
+        training = prefix == ""
+        values = {
+            f"{prefix}solver_steps": torch.cat([solution.steps for solution in solutions]).float().mean(),
+            f"{prefix}solver_residual": torch.cat([solution.residual for solution in solutions]).mean(),
+        }
+        self.log_dict(values, prog_bar=training, on_epoch=not training, sync_dist=not training, batch_size=batch_size)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the random state, so that a resumed run draws what the uninterrupted one would have drawn."""
+        checkpoint["rng_state"] = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            checkpoint["rng_state"]["cuda"] = torch.cuda.get_rng_state(self.device)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the random state until training starts."""
+        self._rng_state = checkpoint.get("rng_state", {})
+
+    def on_train_start(self) -> None:
+        """Restore the random state; several processes must not share the one that was saved."""
+        if self.trainer.world_size > 1:
+            return
+        if "cpu" in self._rng_state:
+            torch.set_rng_state(self._rng_state["cpu"].cpu())
+        if "cuda" in self._rng_state and self.device.type == "cuda":
+            torch.cuda.set_rng_state(self._rng_state["cuda"].cpu(), self.device)
+
+
+def _is_plain(value: Any) -> bool:
+    """Say whether `value` is made of numbers, strings, lists and dictionaries alone."""
+    if isinstance(value, dict):
+        return all(_is_plain(item) for pair in value.items() for item in pair)
+    if isinstance(value, list | tuple):
+        return all(_is_plain(item) for item in value)
+    return value is None or type(value) in (bool, int, float, str)
