@@ -1,5 +1,6 @@
 """The command line: `fit`, `validate`, `test`, `predict`."""
 
+import inspect
 import sys
 import warnings
 from collections.abc import Sequence
@@ -17,11 +18,39 @@ import deq_lightning
 from deq_lightning.callbacks import PredictionWriter
 from deq_lightning.data import DatasetNotFoundError
 from deq_lightning.gradients import UPG, GradientStrategy
-from deq_lightning.parsing import ConfigByName, Parser, UsageError
+from deq_lightning.models import ImplicitModel
+from deq_lightning.parsing import ConfigByName, Parser, UsageError, in_brief
 from deq_lightning.runs import SaveConfig, check_fits, free_folder, read_checkpoint, with_own_config
+from deq_lightning.solvers import Solver
 from deq_lightning.tasks import ImplicitTask
 
 say = rank_zero_only(print)
+
+# Warnings about Lightning's own doings, of which the user can change nothing.
+QUIET = (
+    "LightningCLI's args parameter",  # they are the shell's own, completed
+    "Checkpoint directory .* exists and is not empty",  # the run's config is there
+    "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # Lightning 2.6 with torch 2.15
+)
+
+# Two callbacks, because Lightning's `save_last` writes only when the best one changes.
+CHECKPOINTS: dict[str, dict[str, Any]] = {
+    "best_checkpoint": {"filename": "best", "monitor": "val_acc", "mode": "max", "enable_version_counter": False},
+    "last_checkpoint": {"filename": "last", "enable_version_counter": False},
+}
+
+FAMILIES: dict[str, list[type]] = {
+    key: [one for one in vars(deq_lightning).values() if inspect.isclass(one) and issubclass(one, base)]
+    for key, base in {
+        "model": ImplicitTask,
+        "net": ImplicitModel,
+        "data": pl.LightningDataModule,
+        "gradient": GradientStrategy,
+        "solver": Solver,
+        "adjoint_solver": Solver,
+    }.items()
+}
+FAMILIES = {key: [one for one in family if not inspect.isabstract(one)] for key, family in FAMILIES.items()}
 
 
 class DEQCLI(LightningCLI):
@@ -52,16 +81,9 @@ class DEQCLI(LightningCLI):
             help="How the equilibrium is differentiated: `--gradient NPG --gradient.k 3`.",
         )
         parser.callback_keys.append("gradient")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        parser.set_defaults(
-            {
-                "checkpoint.filename": "best",
-                "checkpoint.monitor": "val_acc",
-                "checkpoint.mode": "max",
-                "checkpoint.save_last": True,
-                "checkpoint.enable_version_counter": False,
-            }
-        )
+        for key, defaults in CHECKPOINTS.items():
+            parser.add_lightning_class_args(ModelCheckpoint, key)
+            parser.set_defaults({f"{key}.{name}": value for name, value in defaults.items()})
         parser.add_lightning_class_args(PredictionWriter, "predictions")
         parser.add_argument(
             "--run",
@@ -97,9 +119,13 @@ class DEQCLI(LightningCLI):
             self.folder = Path(ckpt_path).parent
         else:
             self.folder = free_folder(parent, config.run or _run_name(config))
-        self.save_config_kwargs["folder"] = self.folder
-        if config.checkpoint.dirpath is None:
-            config.checkpoint.dirpath = str(self.folder)
+        self.save_config_kwargs = {
+            "folder": self.folder,
+            "typed": Namespace({**vars(config.clone()), "ckpt_path": None, "run": None}),
+        }
+        for key in CHECKPOINTS:
+            if config[key].dirpath is None:
+                config[key].dirpath = str(self.folder)
         if config.trainer.logger is None:
             logger = {"save_dir": str(self.folder), "name": "", "version": ""}
             config.trainer.logger = Namespace(
@@ -111,7 +137,7 @@ class DEQCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except (ValueError, MisconfigurationException) as error:
-            raise UsageError(str(error)) from error
+            raise UsageError(in_brief(str(error), FAMILIES)) from error
         if self.checkpoint is not None:
             check_fits(self.model, self.checkpoint, self._get(self.config, "ckpt_path"))
 
@@ -123,13 +149,12 @@ class DEQCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Test the best checkpoint, and say where it is and what to type next."""
-        callback = self.trainer.checkpoint_callback
-        best = callback.best_model_path if isinstance(callback, ModelCheckpoint) else ""
-        if not best:
+        checkpoint = self._get(self.config_init, "best_checkpoint")
+        if not checkpoint.best_model_path:  # a fast_dev_run, or no validation yet
             return
-        assert isinstance(callback, ModelCheckpoint)
-        best = str(Path(best).relative_to(Path.cwd())) if Path(best).is_relative_to(Path.cwd()) else best
-        say(f"best checkpoint: {best} ({callback.monitor} {callback.best_model_score:.4f})")
+        best = Path(checkpoint.best_model_path)
+        best = best.relative_to(Path.cwd()) if best.is_relative_to(Path.cwd()) else best
+        say(f"best checkpoint: {best} ({checkpoint.monitor} {checkpoint.best_model_score:.4f})")
         following = "test"
         if self._get(self.config, "test_after_fit"):
             (metrics,) = self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
@@ -159,9 +184,10 @@ def main(args: Sequence[str] | None = None, run: bool = True) -> DEQCLI:
     Raises:
         SystemExit: with status 2 and a line or two on standard error for anything typed that cannot be done.
     """
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # data modules choose theirs on purpose
-    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")  # it is the shell's own, completed
+    for message in QUIET:
+        warnings.filterwarnings("ignore", message=message)
     args = list(sys.argv[1:] if args is None else args)
+    Parser.families = FAMILIES
     try:
         return DEQCLI(
             ImplicitTask,
@@ -170,7 +196,7 @@ def main(args: Sequence[str] | None = None, run: bool = True) -> DEQCLI:
             seed_everything_default=0,
             trainer_defaults={"log_every_n_steps": 10},
             parser_class=Parser,
-            parser_kwargs={"version": f"deq_lightning {deq_lightning.__version__}"},
+            parser_kwargs={"prog": "deq_lightning", "version": deq_lightning.__version__},
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,

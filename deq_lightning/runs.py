@@ -8,7 +8,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.cli import SaveConfigCallback
+from jsonargparse import Namespace
+from pytorch_lightning.cli import LightningArgumentParser, SaveConfigCallback
 from torch import nn
 
 from deq_lightning.parsing import UsageError
@@ -37,12 +38,14 @@ def with_own_config(args: Sequence[str]) -> list[str]:
     read_checkpoint(checkpoint)
     config = Path(checkpoint).with_name(CONFIG)
     if not config.is_file():
-        raise UsageError(f"`{checkpoint}` has no {CONFIG} beside it. Type the config it was trained with: `--config NAME`.")
+        raise UsageError(
+            f"`{checkpoint}` has no {CONFIG} beside it. Type the config it was trained with: `--config NAME`."
+        )
     return [*args[:1], f"--config={config}", *args[1:]]
 
 
 def _option(args: Sequence[str], name: str) -> str | None:
-    for arg, following in zip(args, [*args[1:], None], strict=True):
+    for arg, following in zip(args, [*args[1:], None], strict=False):
         if arg == name:
             return following
         if arg.startswith(f"{name}="):
@@ -59,15 +62,19 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         others = ", ".join(f"`{other}`" for other in sorted(path.parent.glob("*.ckpt")))
-        raise UsageError(f"there is no checkpoint `{path}`. " + (f"There is {others}." if others else "Check the path."))
+        raise UsageError(
+            f"there is no checkpoint `{path}`. " + (f"There is {others}." if others else "Check the path.")
+        )
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if not path.read_bytes().startswith(b"PK"):
-            raise UsageError(f"`{path}` is not a checkpoint. Type the path of a .ckpt file written by `fit`.") from error
+            raise UsageError(
+                f"`{path}` is not a checkpoint. Type the path of a .ckpt file written by `fit`."
+            ) from error
         raise UsageError(
-            f"`{path}` holds more than tensors and plain data (a pickled object or call), and was not loaded: loading it "
-            "could execute code. Use a checkpoint written by `fit`."
+            f"`{path}` holds more than tensors and plain data (a pickled object or call), and was not loaded: "
+            "that could execute code. Use a checkpoint written by `fit`."
         ) from error
     except Exception as error:  # whatever reading a damaged archive may raise
         raise UsageError(f"`{path}` is damaged or not a checkpoint. Use another one of that run.") from error
@@ -98,18 +105,29 @@ def check_fits(module: nn.Module, checkpoint: Mapping[str, Any], path: str | Pat
 
 
 class SaveConfig(SaveConfigCallback):
-    """Writes the config that runs into the run's folder, so that the folder alone can be tested or continued."""
+    """Writes the config of a run into its folder, so that the folder alone can be tested or continued.
 
-    def __init__(self, *args: Any, folder: Path, **kwargs: Any) -> None:
-        super().__init__(*args, save_to_log_dir=False, **kwargs)
+    Args:
+        parser: writes it.
+        config: the config with what the folder's layout put in; not used.
+        folder: the run's folder.
+        typed: the config as typed. Without the run's own paths it also serves as the config of new runs.
+    """
+
+    def __init__(
+        self,
+        parser: LightningArgumentParser,
+        config: Namespace,
+        folder: Path | None = None,
+        typed: Namespace | None = None,
+    ) -> None:
+        super().__init__(parser, typed or config, save_to_log_dir=False)
         self.folder = folder
 
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Write it, but for the checkpoint a run was continued from."""
+        """Write it when training starts."""
         del trainer, pl_module
-        if stage != "fit":
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        config = self.config.clone()
-        config.pop("ckpt_path", None)
-        self.parser.save(config, self.folder / CONFIG, skip_none=False, overwrite=True, multifile=False)
+        if stage == "fit" and self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            # By position: the third argument, whether to leave out None, has another name in every other release.
+            (self.folder / CONFIG).write_text(self.parser.dump(self.config, "yaml", False))

@@ -138,15 +138,15 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         """Return the training images, in a new order each epoch."""
         dataset = self._filled("train_set")
         sampler = EpochShuffle(len(cast(Sized, dataset)), self.seed)
-        return TrainLoader(dataset, self.batch_size, sampler=sampler, **self._loader_options())
+        return TrainLoader(dataset, batch_size=self.batch_size, sampler=sampler, **self._loader_options())
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Return the validation images."""
-        return DataLoader(self._filled("val_set"), self.eval_batch_size, **self._loader_options())
+        return DataLoader(self._filled("val_set"), batch_size=self.eval_batch_size, **self._loader_options())
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Return the test images."""
-        return DataLoader(self._filled("test_set"), self.eval_batch_size, **self._loader_options())
+        return DataLoader(self._filled("test_set"), batch_size=self.eval_batch_size, **self._loader_options())
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """Return the test images."""

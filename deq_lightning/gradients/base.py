@@ -22,13 +22,14 @@ def unroll(f: FixedPointMap, z: State, steps: int) -> State:
 class GradientStrategy(Configured, Callback, ABC):
     """How an equilibrium is differentiated. A strategy of your own implements `attach` and nothing else.
 
-    It is a Lightning callback so that checkpoints carry its schedule and `--gradient` selects it, but the callback hooks
-    only move the schedule: the mathematics is in `fixed_point` and `attach`, which are not hooks. Without a trainer set
-    `model.gradient = UPG(k=5)`; with a schedule, also count `model.gradient.step += 1` after every optimizer step.
+    It is a Lightning callback so that checkpoints carry its schedule and `--gradient` selects it, but the callback
+    hooks only move the schedule: the mathematics is in `fixed_point` and `attach`, which are not hooks. Without a
+    trainer set `model.gradient = UPG(k=5)`; with a schedule, also count `model.gradient.step += 1` after every
+    optimizer step.
 
     Args:
-        pretrain_steps: optimizer steps of the unrolled stage, in which the cell is applied `unroll_steps` times from the
-            initial state and differentiated by backpropagation, in evaluation as in training. 0: no such stage.
+        pretrain_steps: optimizer steps of the unrolled stage, in which the cell is applied `unroll_steps` times from
+            the initial state and differentiated by backpropagation, in evaluation as in training. 0: no such stage.
         unroll_steps: applications of the cell in the unrolled stage, 1 or more.
 
     Raises:

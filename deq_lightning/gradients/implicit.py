@@ -11,9 +11,9 @@ from deq_lightning.state import State
 class Implicit(GradientStrategy):
     r"""The exact gradient, by the implicit function theorem.
 
-    Backward solves :math:`(I - J^\top) w = g` at :math:`z^*` and sends w through one evaluation of the cell. As exact as
-    both solves; costs as many vector-Jacobian products as the adjoint solver takes; O(1) memory. For cheaper, biased
-    gradients use `UPG`, `NPG` or `JFB`.
+    Backward solves :math:`(I - J^\top) w = g` at :math:`z^*` and sends w through one evaluation of the cell. As exact
+    as both solves; costs as many vector-Jacobian products as the adjoint solver takes; O(1) memory. For cheaper,
+    biased gradients use `UPG`, `NPG` or `JFB`.
 
     Args:
         pretrain_steps: optimizer steps of plain unrolling before the equilibrium is solved.
@@ -26,9 +26,7 @@ class Implicit(GradientStrategy):
         Geng et al., "On training implicit models", 2021, arXiv:2111.05177, Eq. 4.
     """
 
-    def __init__(
-        self, pretrain_steps: int = 0, unroll_steps: int = 10, adjoint_solver: Solver | None = None
-    ) -> None:
+    def __init__(self, pretrain_steps: int = 0, unroll_steps: int = 10, adjoint_solver: Solver | None = None) -> None:
         super().__init__(pretrain_steps, unroll_steps)
         self.adjoint_solver = adjoint_solver or GMRES()
 

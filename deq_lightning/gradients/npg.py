@@ -12,9 +12,9 @@ from deq_lightning.state import State
 class NPG(GradientStrategy):
     r"""Neumann-series phantom gradient: a truncated series in place of the inverse.
 
-    Replaces :math:`(I - J^\top)^{-1} g` by :math:`\lambda \sum_{i<k} B^i g` with :math:`B = \lambda J^\top + (1-\lambda) I`
-    at :math:`z^*`, λ being `damping` (one factor λ, as in Eq. 17; the paper's Algorithm 3, read literally, has two).
-    Equal to `UPG` at an exact fixed point, with the memory of one evaluation of the cell whatever `k` is.
+    Replaces :math:`(I - J^\top)^{-1} g` by :math:`\lambda \sum_{i<k} B^i g` at :math:`z^*`, with λ being `damping` and
+    :math:`B = \lambda J^\top + (1-\lambda) I` (one factor λ, as in Eq. 17; the paper's Algorithm 3, read literally, has
+    two). Equal to `UPG` at an exact fixed point, with the memory of one evaluation of the cell whatever `k` is.
 
     Args:
         pretrain_steps: optimizer steps of plain unrolling before the equilibrium is solved.
@@ -29,9 +29,7 @@ class NPG(GradientStrategy):
         Geng et al., "On training implicit models", 2021, arXiv:2111.05177, Eq. 17 and Algorithm 3.
     """
 
-    def __init__(
-        self, pretrain_steps: int = 0, unroll_steps: int = 10, k: int = 5, damping: float = 0.5
-    ) -> None:
+    def __init__(self, pretrain_steps: int = 0, unroll_steps: int = 10, k: int = 5, damping: float = 0.5) -> None:
         super().__init__(pretrain_steps, unroll_steps)
         self.k = check_k(k)
         self.damping = check_damping(damping)

@@ -1,18 +1,14 @@
 """Fixed point networks, the convolutional image classifiers of the JFB paper."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, get_args
+from typing import Literal
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deq_lightning.models.base import ImplicitModel
 from deq_lightning.solvers import FixedPointIteration, Solver
-
-NetworkName = Literal["mnist", "svhn", "cifar10"]
-LatentNorm = Literal["batch", "group", "none"]
 
 conv3x3 = partial(nn.Conv2d, kernel_size=3, padding=1)
 lrelu = partial(nn.LeakyReLU, 0.1)
@@ -35,29 +31,7 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return after(shortcut(x) + branch(x))."""
-        y: Tensor = self.after(self.shortcut(x) + self.branch(x))
-        return y
-
-
-class Subsample(nn.Module):
-    """A shortcut without parameters: keeps every `stride`-th pixel and adds channels of zeros on both sides.
-
-    Args:
-        new_channels: how many channels to add.
-        stride: distance of the pixels kept.
-
-    References:
-        He et al., "Deep residual learning for image recognition", 2016, option A.
-    """
-
-    def __init__(self, new_channels: int, stride: int) -> None:
-        super().__init__()
-        self.padding = (0, 0, 0, 0, new_channels // 2, new_channels - new_channels // 2)
-        self.stride = stride
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the smaller map with more channels."""
-        return F.pad(x[:, :, :: self.stride, :: self.stride], self.padding)
+        return self.after(self.shortcut(x) + self.branch(x))
 
 
 def plain_block(channels: int, norm: nn.Module) -> Residual:
@@ -68,7 +42,7 @@ def plain_block(channels: int, norm: nn.Module) -> Residual:
 
 
 def activated_block(channels: int, norm: nn.Module, dropout: float = 0.0) -> Residual:
-    """Return the block of the CIFAR-10 network, used for data and latent alike; without dropout in the latter."""
+    """Return the block of the CIFAR-10 network, in the encoder with dropout and in the latent map without."""
     drop = [nn.Dropout2d(dropout)] if dropout else []
     branch = nn.Sequential(conv3x3(channels, channels), lrelu(), *drop, conv3x3(channels, channels))
     return Residual(branch, nn.Sequential(lrelu(), norm))
@@ -85,13 +59,16 @@ def resnet_block(in_channels: int, channels: int, stride: int) -> Residual:
         nn.BatchNorm2d(channels),
         nn.Dropout2d(0.1),
     )
-    return Residual(branch, lrelu(), Subsample(channels - in_channels, stride))
+    # Without parameters (option A of He et al. 2016): every `stride`-th pixel, and zeros for channels on both sides.
+    new = channels - in_channels
+    shortcut = nn.Sequential(nn.AvgPool2d(1, stride), nn.ZeroPad3d((0, 0, 0, 0, new // 2, new - new // 2)))
+    return Residual(branch, lrelu(), shortcut)
 
 
 def mnist_encoder(in_channels: int, channels: int) -> nn.Sequential:
     """Return two convolutions around a threefold pooling."""
     half = channels // 2
-    first = [conv3x3(in_channels, half), nn.BatchNorm2d(half), lrelu(), nn.MaxPool2d(3)]
+    first = (conv3x3(in_channels, half), nn.BatchNorm2d(half), lrelu(), nn.MaxPool2d(3))
     return nn.Sequential(*first, conv3x3(half, channels), nn.BatchNorm2d(channels), lrelu())
 
 
@@ -140,42 +117,54 @@ def strided_head(channels: int, size: int, num_classes: int) -> nn.Sequential:
 
 @dataclass(frozen=True)
 class Network:
-    """One published network: its parts and its sizes.
+    """One published network: how its parts are made, and its sizes."""
 
-    Args:
-        encoder: makes Q from (in_channels, channels).
-        latent_size: height of the latent map, from that of the image.
-        block: makes one latent block of R from (channels, norm).
-        head: makes S from (channels, latent size, num_classes).
-        in_channels: of the images.
-        image_size: their height and width.
-        channels: of the latent map.
-        latent_blocks: how many.
-        gamma: the contraction factor.
-        scales_input: whether gamma multiplies the state that enters R, rather than what R returns.
-    """
-
-    encoder: Callable[[int, int], nn.Module]
-    latent_size: Callable[[int], int]
-    block: Callable[[int, nn.Module], nn.Module]
-    head: Callable[[int, int, int], nn.Module]
+    encoder: Callable[[int, int], nn.Module]  # Q from (in_channels, channels)
+    latent_size: Callable[[int], int]  # height of the latent map from that of the image
+    block: Callable[[int, nn.Module], nn.Module]  # one latent block of R from (channels, norm)
+    head: Callable[[int, int, int], nn.Module]  # S from (channels, latent size, num_classes)
     in_channels: int
     image_size: int
     channels: int
     latent_blocks: int
     gamma: float
-    scales_input: bool = False
+    gamma_on_state: bool = False  # gamma scales the state that enters R, not what R returns
 
 
-NETWORKS: dict[str, Network] = {
+NETWORKS = {
     "mnist": Network(
-        mnist_encoder, lambda size: size // 3, plain_block, partial(narrow_head, divisor=2), 1, 28, 32, 2, gamma=0.5
+        encoder=mnist_encoder,
+        latent_size=lambda size: size // 3,
+        block=plain_block,
+        head=partial(narrow_head, divisor=2),
+        in_channels=1,
+        image_size=28,
+        channels=32,
+        latent_blocks=2,
+        gamma=0.5,
     ),
     "svhn": Network(
-        svhn_encoder, lambda size: -(-size // 4), plain_block, partial(narrow_head, divisor=4), 3, 32, 64, 1, gamma=0.9
+        encoder=svhn_encoder,
+        latent_size=lambda size: (size + 3) // 4,
+        block=plain_block,
+        head=partial(narrow_head, divisor=4),
+        in_channels=3,
+        image_size=32,
+        channels=64,
+        latent_blocks=1,
+        gamma=0.9,
     ),
     "cifar10": Network(
-        cifar10_encoder, lambda size: (size + 8) // 4, activated_block, strided_head, 3, 32, 35, 5, 0.5, True
+        encoder=cifar10_encoder,
+        latent_size=lambda size: (size + 8) // 4,
+        block=activated_block,
+        head=strided_head,
+        in_channels=3,
+        image_size=32,
+        channels=35,
+        latent_blocks=5,
+        gamma=0.5,
+        gamma_on_state=True,
     ),
 }
 
@@ -187,40 +176,101 @@ LATENT_NORMS: dict[str, Callable[[int], nn.Module]] = {
 
 
 class FPN(ImplicitModel):
-    pass
+    """Fixed point network: one of the three convolutional classifiers of the JFB paper.
 
+    In the paper's letters S(z*) with z* = R(z*, Q(x)): an encoder Q, a few latent blocks R, a small head S.
 
-class FPN(ImplicitModel):
+        network   parameters                                      R(z, u)
+        mnist      54,352 = Q   4,896 + R  36,992 + S 12,464      gamma · blocks(u + z)
+        svhn      163,488 = Q  74,640 + R  73,856 + S 14,992      gamma · blocks(u + z)
+        cifar10   843,430 = Q 713,020 + R 110,600 + S 19,810      blocks(u + gamma · z)
+
+    The published numbers, except that the reference registers 163,744 for SVHN: 256 of them in layers it never uses.
+    Nothing forces R to be contractive; in practice gamma and the norms see to it. Without norms the published gamma of
+    `svhn` does not: a fresh network has a spectral radius of 1.04. With `gamma` at 0.8 or less it converges.
+
+    Args:
+        network: which of the three. Its published values stand where the arguments below are None.
+        in_channels: channels of an image (published: 1, 3, 3).
+        image_size: height and width of an image in pixels, 3 or more (28, 32, 32).
+        num_classes: classes to predict.
+        channels: channels of the latent map, 4 or more (32, 64, 35); the narrower layers follow in proportion.
+        latent_blocks: residual blocks in R, 1 or more (2, 1, 5).
+        gamma: factor in (0, 1) on what R returns, or for `cifar10` on the state that enters it (0.5, 0.9, 0.5).
+        latent_norm: what normalises every latent block, always without parameters. `batch`, as published: BatchNorm,
+            which in training makes the samples of a batch depend on each other, so that no solver can settle them one
+            by one, and moves its running statistics at every evaluation. `group`: GroupNorm with one group, which keeps
+            samples apart; the injection is then normalised too, once, because an image of little contrast would
+            otherwise hardly count beside a state of fixed scale. `none`: as published for Jacobian-based training.
+        solver: finds z*. None: `FixedPointIteration(max_steps=50)`, the paper's iteration.
+
+    Shapes:
+        Images (batch, in_channels, image_size, image_size) to logits (batch, num_classes). State and injection are
+        (batch, channels, size, size) with size = image_size / 3 rounded down for `mnist`, image_size / 4 rounded up for
+        `svhn`, and image_size / 4 + 2 rounded down for `cifar10`.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    References:
+        Fung et al., "JFB: Jacobian-free backpropagation for implicit networks", AAAI 2022, arXiv:2103.12803.
+    """
+
     def __init__(
         self,
-        network: NetworkName = "mnist",
+        network: Literal["mnist", "svhn", "cifar10"] = "mnist",
         in_channels: int | None = None,
         image_size: int | None = None,
         num_classes: int = 10,
         channels: int | None = None,
         latent_blocks: int | None = None,
         gamma: float | None = None,
-        latent_norm: LatentNorm = "group",
+        latent_norm: Literal["batch", "group", "none"] = "group",
         solver: Solver | None = None,
     ) -> None:
         super().__init__(solver or FixedPointIteration(max_steps=50))
-        p = NETWORKS[network]
-        channels = channels or p.channels
-        image_size = image_size or p.image_size
-        norm = LATENT_NORMS[latent_norm]
-        self.gamma = gamma or p.gamma
-        self.scales_input = p.scales_input
-        self.encoder = p.encoder(in_channels or p.in_channels, channels)
-        self.latent = nn.Sequential(*(p.block(channels, norm(channels)) for _ in range(latent_blocks or p.latent_blocks)))
-        self.head = p.head(channels, p.latent_size(image_size), num_classes)
+        check_known("network", network, NETWORKS)
+        check_known("latent_norm", latent_norm, LATENT_NORMS)
+        published, norm = NETWORKS[network], LATENT_NORMS[latent_norm]
+        in_channels = at_least(1, "in_channels", in_channels, published.in_channels)
+        image_size = at_least(3, "image_size", image_size, published.image_size)
+        channels = at_least(4, "channels", channels, published.channels)
+        latent_blocks = at_least(1, "latent_blocks", latent_blocks, published.latent_blocks)
+        num_classes = at_least(1, "num_classes", num_classes, 10)
+        self.gamma = published.gamma if gamma is None else gamma
+        if not 0 < self.gamma < 1:
+            raise ValueError(f"`gamma` must be in (0, 1), got {gamma}. Leave it out for the usual {published.gamma}.")
+        self.gamma_on_state = published.gamma_on_state
+        self.encoder = published.encoder(in_channels, channels)
+        self.injection_norm = norm(channels) if latent_norm == "group" else nn.Identity()
+        self.latent = nn.Sequential(*(published.block(channels, norm(channels)) for _ in range(latent_blocks)))
+        self.head = published.head(channels, published.latent_size(image_size), num_classes)
 
     def inject(self, x: Tensor) -> Tensor:
-        return self.encoder(x)
+        """Return Q(x), the latent map of the images."""
+        return self.injection_norm(self.encoder(x))
 
     def cell(self, z: Tensor, u: Tensor) -> Tensor:
-        if self.scales_input:
+        """Return R(z, u)."""
+        if self.gamma_on_state:
             return self.latent(u + self.gamma * z)
         return self.gamma * self.latent(u + z)
 
     def readout(self, z: Tensor) -> Tensor:
+        """Return the logits S(z)."""
         return self.head(z)
+
+
+def check_known(name: str, key: str, known: Iterable[str]) -> None:
+    """Raise a ValueError if the key is not one of those known."""
+    if key not in known:
+        raise ValueError(f"`{name}` must be one of {', '.join(known)}; got {key!r}. Leave it out for the default.")
+
+
+def at_least(minimum: int, name: str, value: int | None, default: int) -> int:
+    """Return the value, or the default for None; raise a ValueError if it is below the minimum."""
+    if value is None:
+        return default
+    if value < minimum:
+        raise ValueError(f"`{name}` must be {minimum} or more, got {value}. Leave it out for the usual {default}.")
+    return value

@@ -31,8 +31,8 @@ class MDEQ(ImplicitModel):
         head_channels: width of the head's bottleneck on each branch, as many as `channels`.
         final_channels: channels before the global average pooling.
         dropout: probability to drop a channel in the residual blocks, with one mask for the whole solve; in [0, 1).
-        init_std: standard deviation of the normal initialisation of the convolutions without weight normalisation. None:
-            PyTorch's default initialisation, as the ImageNet models were trained.
+        init_std: standard deviation of the normal initialisation of the convolutions without weight normalisation.
+            None: PyTorch's default initialisation, as the ImageNet models were trained.
         solver: finds the equilibrium. None: `Broyden()`.
 
     Shapes:
@@ -121,7 +121,7 @@ class MultiscaleCell(nn.Module):
         self.fusions = nn.ModuleList()
         self.post = nn.ModuleList()
         if len(channels) > 1:
-            self.fusions.extend(_fusions_into(i, channels, groups) for i in range(len(channels)))
+            self.fusions.extend(Fusion(i, channels, groups) for i in range(len(channels)))
             self.post.extend(
                 nn.Sequential(nn.ReLU(), WeightNormConv2d(c, c, 1, bias=False), nn.GroupNorm(groups // 2, c))
                 for c in channels
@@ -133,10 +133,7 @@ class MultiscaleCell(nn.Module):
         branches = [block(part, v) for block, part, v in zip(self.blocks, z, injections, strict=True)]
         if len(branches) == 1:
             return tuple(branches)
-        return tuple(
-            post(_fuse(branches, i, fusion))
-            for i, (post, fusion) in enumerate(zip(self.post, self.fusions, strict=True))
-        )
+        return tuple(post(fusion(branches)) for post, fusion in zip(self.post, self.fusions, strict=True))
 
 
 class ResidualBlock(nn.Module):
@@ -166,6 +163,37 @@ class ResidualBlock(nn.Module):
         if u is not None:
             residual = residual + u
         return self.norm3(F.relu(self.norm2(residual) + z))
+
+
+class Fusion(nn.Module):
+    """Adds to one branch all others, brought to its channels and resolution.
+
+    Args:
+        target: index of the branch.
+        channels: channels of each branch.
+        groups: groups of the GroupNorms.
+    """
+
+    def __init__(self, target: int, channels: Sequence[int], groups: int) -> None:
+        super().__init__()
+        self.target = target
+        self.others = [j for j in range(len(channels)) if j != target]
+        self.paths = nn.ModuleList(
+            _up(channels[j], channels[target], groups)
+            if j > target
+            else _down(channels[j], channels[target], target - j, groups)
+            for j in self.others
+        )
+
+    def forward(self, branches: Sequence[Tensor]) -> Tensor:
+        """Return the sum, of the shape of the target branch."""
+        total = branches[self.target]
+        for j, path in zip(self.others, self.paths, strict=True):
+            part = path(branches[j])
+            if j > self.target:
+                part = F.interpolate(part, size=total.shape[2:], mode="nearest")
+            total = total + part
+        return total
 
 
 class Head(nn.Module):
@@ -232,7 +260,9 @@ def _check_sizes(channels: Sequence[int], head_channels: Sequence[int], groups: 
             f"{list(channels)}."
         )
     if groups < 2 or groups % 2 or any(c % groups for c in channels):
-        raise ValueError(f"`groups` must be even and divide every entry of `channels`, got {groups} for {list(channels)}.")
+        raise ValueError(
+            f"`groups` must be even and divide every entry of `channels`, got {groups} for {list(channels)}."
+        )
     if downsample not in (0, 1, 2):
         raise ValueError(f"`downsample` must be 0, 1 or 2, got {downsample}.")
 
@@ -254,15 +284,6 @@ def _stem(in_channels: int, channels: Sequence[int], downsample: int) -> nn.Sequ
     return stem
 
 
-def _fusions_into(i: int, channels: Sequence[int], groups: int) -> nn.ModuleList:
-    """Make the maps from every other branch to branch `i`, in the order of the branches."""
-    return nn.ModuleList(
-        _up(channels[j], channels[i], groups) if j > i else _down(channels[j], channels[i], i - j, groups)
-        for j in range(len(channels))
-        if j != i
-    )
-
-
 def _up(coarse: int, fine: int, groups: int) -> nn.Sequential:
     """Make the layers before the upsampling, which is done where the target's size is known."""
     return nn.Sequential(nn.Conv2d(coarse, fine, 1, bias=False), nn.GroupNorm(groups, fine))
@@ -274,15 +295,3 @@ def _down(fine: int, coarse: int, halvings: int, groups: int) -> nn.Sequential:
         layers += [nn.Conv2d(fine, fine, 3, 2, 1, bias=False), nn.GroupNorm(groups, fine), nn.ReLU()]
     layers += [nn.Conv2d(fine, coarse, 3, 2, 1, bias=False), nn.GroupNorm(groups, coarse)]
     return nn.Sequential(*layers)
-
-
-def _fuse(branches: Sequence[Tensor], i: int, fusions: nn.ModuleList) -> Tensor:
-    """Return branch `i` plus all others brought to its channels and resolution."""
-    total = branches[i]
-    others = [branch for j, branch in enumerate(branches) if j != i]
-    for branch, fusion in zip(others, fusions, strict=True):
-        part = fusion(branch)
-        if part.shape[2:] != total.shape[2:]:
-            part = F.interpolate(part, size=total.shape[2:], mode="nearest")
-        total = total + part
-    return total

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch import Tensor
 from deq_lightning.configured import Configured
 from deq_lightning.state import State, pack, unpack
 
-FixedPointMap = Callable[[State], State]
+FixedPointMap = Callable[[Any], Any]  # from a State to one of the same structure
 Advance = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -78,9 +79,7 @@ class Solver(Configured, ABC):
         ValueError: if an argument is out of its range.
     """
 
-    def __init__(
-        self, max_steps: int = 30, rtol: float = 1e-3, atol: float = 0.0, check_every: int = 4
-    ) -> None:
+    def __init__(self, max_steps: int = 30, rtol: float = 1e-3, atol: float = 0.0, check_every: int = 4) -> None:
         for name, count in (("max_steps", max_steps), ("check_every", check_every)):
             if count < 1:
                 raise ValueError(f"`{name}` must be 1 or more, got {count}.")
@@ -97,8 +96,8 @@ class Solver(Configured, ABC):
         """Begin a solve at the (batch, dim) tensor `z`.
 
         Returns:
-            A function from an iterate, f of it and their difference f(z) − z, each (batch, dim), to the next iterate. It
-            must not write to its arguments. Whatever it remembers lives as long as this one solve.
+            A function from an iterate, f of it and their difference f(z) − z, each (batch, dim), to the next iterate.
+            It must not write to its arguments. Whatever it remembers lives as long as this one solve.
         """
 
     @torch.no_grad()

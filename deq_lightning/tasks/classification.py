@@ -15,8 +15,8 @@ Batch = tuple[Tensor, Tensor]
 class ImageClassification(ImplicitTask):
     """Classifies images by cross-entropy, and reports the accuracy.
 
-    Logs `train_loss`, `solver_steps` and `solver_residual` every step, and `val_loss`, `val_acc`, `test_loss`, `test_acc`
-    over whole splits, with the solver's figures there under the same prefixes.
+    Logs `train_loss`, `solver_steps` and `solver_residual` every step, and `val_loss`, `val_acc`, `test_loss`,
+    `test_acc` over whole splits, with the solver's figures there under the same prefixes.
 
     Args:
         net: the model; maps images to logits.

@@ -9,8 +9,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 class CosineToEnd(CosineAnnealingLR):
     """Cosine annealing, per optimizer step, that reaches its minimum at the last step of the run.
 
-    PyTorch's own `CosineAnnealingLR` must be told `T_max`, which silently no longer fits once the epochs, the batch size
-    or the validation split change. The task tells this one when training starts.
+    PyTorch's own `CosineAnnealingLR` must be told `T_max`, which silently no longer fits once the epochs, the batch
+    size or the validation split change. The task tells this one when training starts.
 
     Args:
         optimizer: whose learning rate is annealed.

@@ -1,0 +1,72 @@
+"""Tiny datasets in torchvision's own file formats, for tests that must not download."""
+
+import hashlib
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.io import savemat
+from torchvision import datasets
+
+
+def labels_of(count: int) -> np.ndarray:
+    """Return 0, 1, …, 9, 0, 1, …: every class as often as the others."""
+    return np.arange(count) % 10
+
+
+def make_cifar10(root: Path, monkeypatch: pytest.MonkeyPatch, train: int = 100, test: int = 20) -> None:
+    """Write five training batches and a test batch under `root`, and have torchvision expect their checksums."""
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    parts = np.array_split(np.arange(train), 5)
+    train_list = [_cifar_batch(folder / f"data_batch_{i}", labels_of(train)[part]) for i, part in enumerate(parts, 1)]
+    monkeypatch.setattr(datasets.CIFAR10, "train_list", train_list)
+    monkeypatch.setattr(datasets.CIFAR10, "test_list", [_cifar_batch(folder / "test_batch", labels_of(test))])
+    name, checksum = _pickle(folder / "batches.meta", {"label_names": [f"class {label}" for label in range(10)]})
+    monkeypatch.setattr(datasets.CIFAR10, "meta", {"filename": name, "key": "label_names", "md5": checksum})
+
+
+def make_mnist(root: Path, monkeypatch: pytest.MonkeyPatch, train: int = 100, test: int = 20) -> None:
+    """Write the four idx files under `root`; torchvision has no checksums for them."""
+    del monkeypatch
+    folder = root / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    for name, count in {"train": train, "t10k": test}.items():
+        (folder / f"{name}-images-idx3-ubyte").write_bytes(_idx(_pixels(count, 28, 28)))
+        (folder / f"{name}-labels-idx1-ubyte").write_bytes(_idx(labels_of(count).astype(np.uint8)))
+
+
+def make_svhn(root: Path, monkeypatch: pytest.MonkeyPatch, train: int = 100, test: int = 20) -> None:
+    """Write the two `.mat` files under `root`, and have torchvision expect their checksums."""
+    root.mkdir(parents=True, exist_ok=True)
+    split_list = {}
+    for name, count in {"train": train, "test": test}.items():
+        path = root / f"{name}_32x32.mat"
+        labels = labels_of(count)
+        labels[labels == 0] = 10  # as SVHN writes the digit 0
+        savemat(path, {"X": _pixels(32, 32, 3, count), "y": labels[:, None].astype(np.uint8)})
+        split_list[name] = ["", path.name, _md5(path)]
+    monkeypatch.setattr(datasets.SVHN, "split_list", split_list)
+
+
+def _pixels(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+def _idx(array: np.ndarray) -> bytes:
+    header = np.array([0x800 + array.ndim, *array.shape], dtype=">i4")  # 0x08: unsigned bytes
+    return header.tobytes() + array.tobytes()
+
+
+def _cifar_batch(path: Path, labels: np.ndarray) -> list[str]:
+    return _pickle(path, {"data": _pixels(len(labels), 3 * 32 * 32), "labels": labels.tolist()})
+
+
+def _pickle(path: Path, content: dict[str, object]) -> list[str]:
+    path.write_bytes(pickle.dumps(content))
+    return [path.name, _md5(path)]
+
+
+def _md5(path: Path) -> str:
+    return hashlib.md5(path.read_bytes()).hexdigest()

@@ -1,0 +1,67 @@
+"""An interrupted and resumed run equals the uninterrupted one, bit for bit."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY
+
+from deq_lightning.cli import main
+
+
+def last(run: str) -> dict[str, Any]:
+    return torch.load(Path("checkpoints") / run / "last.ckpt", weights_only=True)
+
+
+def assert_equal(a: Any, b: Any) -> None:
+    """Compare nested data, tensors bit for bit."""
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_equal(a[key], b[key])
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_equal(x, y)
+    else:
+        assert a == b
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param([], id="upg"),
+        # 19 steps an epoch: the stage ends in the third of four epochs, after the interruption
+        pytest.param(["--gradient.pretrain_steps", "45", "--gradient.unroll_steps", "2"], id="across pretraining"),
+        pytest.param(
+            [
+                *("--gradient", "Implicit", "--gradient.adjoint_solver", "Anderson"),
+                *("--model.lr_scheduler", "torch.optim.lr_scheduler.CosineAnnealingLR", "--model.lr_scheduler.T_max", "50"),
+            ],
+            id="implicit with a schedule",
+        ),
+    ],
+)
+def test_two_and_two_epochs_equal_four(options: list[str], folder: Path) -> None:
+    fit = ["fit", *TINY, "--test_after_fit", "false", *options]
+    main([*fit, "--run", "whole", "--trainer.max_epochs", "4"])
+    main([*fit, "--run", "parts", "--trainer.max_epochs", "2"])
+    assert last("parts")["epoch"] == 1
+    # a different random state, as in a new process
+    torch.manual_seed(123)
+    main(["fit", "--ckpt_path", "checkpoints/parts/last.ckpt", "--trainer.max_epochs", "4"])
+    whole, parts = last("whole"), last("parts")
+    for part in ("epoch", "global_step", "state_dict", "optimizer_states", "lr_schedulers", "rng_state", "loops"):
+        assert_equal(whole[part], parts[part])
+    assert whole["callbacks"]["GradientStrategy"] == parts["callbacks"]["GradientStrategy"] == {"step": 76}
+
+
+def test_cosine_to_end_resumes_and_ends_at_its_minimum(folder: Path) -> None:
+    schedule = ["--model.lr_scheduler", "CosineToEnd", "--model.lr_scheduler.eta_min", "1e-5"]
+    cli = main(["fit", *TINY, "--test_after_fit", "false", *schedule, "--run", "parts", "--trainer.max_epochs", "2"])
+    assert cli.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-5)
+    main(["fit", "--ckpt_path", "checkpoints/parts/last.ckpt", "--trainer.max_epochs", "3"])
+    assert last("parts")["lr_schedulers"][0]["T_max"] == 57
