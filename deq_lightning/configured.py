@@ -7,5 +7,6 @@ class Configured:
     """Prints as the call that makes it, so that a log line says what really runs."""
 
     def __repr__(self) -> str:
-        arguments = (f"{name}={getattr(self, name)!r}" for name in inspect.signature(type(self)).parameters)
+        names = (name for name in inspect.signature(type(self)).parameters if hasattr(self, name))
+        arguments = (f"{name}={getattr(self, name)!r}" for name in names)
         return f"{type(self).__name__}({', '.join(arguments)})"

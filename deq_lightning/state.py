@@ -8,13 +8,24 @@ from torch import Tensor
 State = Tensor | tuple[Tensor, ...]
 
 
+def parts(state: State) -> tuple[Tensor, ...]:
+    """Return the tensors of a state."""
+    return (state,) if isinstance(state, Tensor) else state
+
+
+def shapes(state: State) -> str:
+    """Describe the structure and shapes of a state, or of what should be one."""
+    if isinstance(state, tuple):
+        return f"({', '.join(map(shapes, state))})"
+    return str(list(state.shape)) if isinstance(state, Tensor) else type(state).__name__
+
+
 def pack(state: State) -> Tensor:
     """Flatten a state to one (batch, dim) tensor in float32 or better, differentiably.
 
     Half precision is widened because residuals near a tolerance of 1e-3 are below its resolution.
     """
-    parts = (state,) if isinstance(state, Tensor) else state
-    rows = [part.reshape(part.shape[0], math.prod(part.shape[1:])) for part in parts]
+    rows = [part.reshape(part.shape[0], math.prod(part.shape[1:])) for part in parts(state)]
     flat = rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
     return flat.to(torch.promote_types(flat.dtype, torch.float32))
 

@@ -17,7 +17,6 @@ from deq_lightning import JFB, NPG, UPG, Digits, GradientStrategy, ImageClassifi
 from deq_lightning.cli import DEQCLI, main
 
 QUICK = [*TINY, "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"]
-NO_RUN = [argument for argument in TINY]
 
 
 def build(*arguments: str) -> DEQCLI:
@@ -209,7 +208,10 @@ def test_a_task_loads_without_further_arguments(run: Path) -> None:
         ([*TINY, "--trainer.precision", "15"], ["15"]),
         ([*TINY, "--nonsense", "3"], ["--nonsense"]),
         ([*TINY, "--data.batch_size", "0"], ["`batch_size` must be 1 or more, got 0"]),
-        (["--config", "cifar_upg", "--data.root", "nowhere"], ["`CIFAR10` was not found under `nowhere", "--data.root"]),
+        (
+            ["--config", "cifar_upg", "--data.root", "nowhere"],
+            ["`CIFAR10` was not found under `nowhere", "--data.root"],
+        ),
         (["--ckpt_path", "nowhere.ckpt"], ["no checkpoint `nowhere.ckpt`"]),
     ],
 )

@@ -39,7 +39,12 @@ def assert_equal(a: Any, b: Any) -> None:
         pytest.param(
             [
                 *("--gradient", "Implicit", "--gradient.adjoint_solver", "Anderson"),
-                *("--model.lr_scheduler", "torch.optim.lr_scheduler.CosineAnnealingLR", "--model.lr_scheduler.T_max", "50"),
+                *(
+                    "--model.lr_scheduler",
+                    "torch.optim.lr_scheduler.CosineAnnealingLR",
+                    "--model.lr_scheduler.T_max",
+                    "50",
+                ),
             ],
             id="implicit with a schedule",
         ),

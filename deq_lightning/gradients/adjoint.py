@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import FunctionCtx
 
 from deq_lightning.solvers import FixedPointMap
 from deq_lightning.state import State, pack, unpack
@@ -34,7 +34,24 @@ def attach_adjoint(f: FixedPointMap, z: State, adjoint: Adjoint) -> State:
     def vjp(w: Tensor) -> Tensor:
         return torch.autograd.grad(fz, flat, w, retain_graph=True, materialize_grads=True)[0]
 
+    if not _reaches_a_leaf(fz, besides=flat):
+        return unpack(fz.detach(), z)  # everything is frozen: an adjoint would be solved for nobody
     return unpack(_ReplaceGradient.apply(fz, lambda g: adjoint(vjp, g)), z)
+
+
+def _reaches_a_leaf(output: Tensor, besides: Tensor) -> bool:
+    """Say whether a gradient of `output` would arrive anywhere else than at the leaf `besides`."""
+    nodes, seen = [output.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)
+        if leaf is not None and leaf is not besides:
+            return True
+        nodes.extend(following for following, _ in node.next_functions)
+    return False
 
 
 class _ReplaceGradient(torch.autograd.Function):
@@ -46,6 +63,10 @@ class _ReplaceGradient(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: FunctionCtx, g: Tensor) -> tuple[Tensor, None]:
+        # `once_differentiable` would not do: `autograd.grad(..., inputs)` prunes the branch that carries its error.
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "This gradient cannot be differentiated twice. For `create_graph` use `UPG` or `Unrolled`."
+            )
         return ctx.replace(g), None  # type: ignore[attr-defined]

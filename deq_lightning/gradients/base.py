@@ -9,13 +9,13 @@ from pytorch_lightning.callbacks import Callback
 
 from deq_lightning.configured import Configured
 from deq_lightning.solvers import FixedPointMap, Solution, Solver
-from deq_lightning.state import State
+from deq_lightning.state import State, mix
 
 
 def unroll(f: FixedPointMap, z: State, steps: int) -> State:
     """Apply `f` `steps` times; ordinary autograd differentiates it."""
     for _ in range(steps):
-        z = f(z)
+        z = mix(z, f(z), 1)
     return z
 
 

@@ -2,7 +2,7 @@
 
 from deq_lightning.gradients.base import GradientStrategy
 from deq_lightning.solvers import FixedPointMap
-from deq_lightning.state import State
+from deq_lightning.state import State, mix
 
 
 class JFB(GradientStrategy):
@@ -21,4 +21,4 @@ class JFB(GradientStrategy):
 
     def attach(self, f: FixedPointMap, z: State) -> State:
         """Return f(z) with the graph of this one evaluation."""
-        return f(z)
+        return mix(z, f(z), 1)

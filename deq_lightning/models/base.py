@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from deq_lightning.gradients import UPG, GradientStrategy
@@ -57,8 +56,7 @@ class ImplicitModel(nn.Module, ABC):
 
     def zeros(self, shape: tuple[int, ...]) -> Tensor:
         """Return zeros in the dtype of the parameters: under autocast the state stays in full precision."""
-        parameter = next(self.parameters())
-        return torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
+        return next(self.parameters()).new_zeros(shape)
 
     def equilibrium(self, u: Any) -> Equilibrium:
         """Solve z* = cell(z*, u) and attach the gradient."""

@@ -34,7 +34,7 @@ def _clone(module: Module, clones: dict[nn.Module, nn.Module]) -> Module:
     """Clone what must be cloned; a module used in two places is cloned once."""
     if module in clones:
         return cast(Module, clones[module])
-    children = {name: child and _clone(child, clones) for name, child in module._modules.items()}
+    children = {name: None if child is None else _clone(child, clones) for name, child in module._modules.items()}
     clone = module
     if isinstance(module, Freezable) or any(child is not module._modules[name] for name, child in children.items()):
         clone = copy.copy(module)
@@ -81,6 +81,10 @@ class VariationalDropout2d(Freezable):
         mask = self.mask
         if mask is None:
             mask = F.dropout(torch.ones_like(x[:, :, :1, :1]), self.p)
+        if mask.shape[:2] != x.shape[:2]:
+            raise ValueError(
+                f"the mask of this solve is for {tuple(mask.shape[:2])} channels, got {tuple(x.shape[:2])}."
+            )
         if self.keeps_mask:
             self.mask = mask
         return x * mask

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from deq_lightning.configured import Configured
-from deq_lightning.state import State, pack, unpack
+from deq_lightning.state import State, pack, parts, shapes, unpack
 
 FixedPointMap = Callable[[Any], Any]  # from a State to one of the same structure
 Advance = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -115,6 +115,7 @@ class Solver(Configured, ABC):
         evaluate = self._flat_map(f, z0, z)
         best = BestIterate(z, self.atol, self.rtol)
         watched = self.atol > 0 or self.rtol > 0
+        rounds = any(part.dtype != z.dtype for part in parts(z0))
         # Mixed precision is the map's business; the solver's own products must not be rounded to half.
         with torch.autocast(z.device.type, enabled=False):
             advance = self.start(z)
@@ -125,6 +126,8 @@ class Solver(Configured, ABC):
                 if step == self.max_steps or (watched and self._looks_at(step) and best.settled()):
                     break
                 z = advance(z, fz, gap)
+                if rounds:
+                    z = pack(unpack(z, z0))  # the point that f sees
         if torch.is_autocast_enabled(z.device.type):
             # Weights cast without a graph would be reused, without their gradient, by the next evaluation with one.
             torch.clear_autocast_cache()
@@ -143,13 +146,12 @@ class Solver(Configured, ABC):
 
         def evaluate(z: Tensor) -> Tensor:
             with autocast:
-                fz = pack(f(unpack(z, z0)))
-            if fz.shape != z.shape:
+                fz = f(unpack(z, z0))
+            if shapes(fz) != shapes(z0):
                 raise ValueError(
-                    f"`f` must return the structure and shapes of its argument: {tuple(z.shape)} once flattened, "
-                    f"got {tuple(fz.shape)}."
+                    f"`f` must return the structure and shapes of its argument: {shapes(z0)}, got {shapes(fz)}."
                 )
-            return fz
+            return pack(fz)
 
         return evaluate
 

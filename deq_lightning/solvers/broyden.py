@@ -18,8 +18,8 @@ class Broyden(Solver):
         rtol: a sample has converged when ‖f(z) − z‖ ≤ atol + rtol·‖f(z)‖.
         atol: absolute part of the tolerance.
         check_every: evaluations between two looks at the stop test.
-        history: pairs (outer products) remembered, 1 or more; the oldest is dropped for the newest. Memory: two states
-            each, never more than the budget needs.
+        history: pairs (outer products) remembered, 1 or more; when they are full, all but the newest are forgotten.
+            Memory: two states each, never more than the budget needs.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -74,25 +74,33 @@ class InverseUpdates:
         """Return −H g with H updated by the secant condition H (g − g_last) = step.
 
         The step was −H g_last, so the update's left vector (step − H (g − g_last)) / (vᵀ (g − g_last)) is
-        −H g / (vᵀ (g − g_last)) and H is applied once. The oldest pair must leave H before the step that follows is
-        computed with it, or that identity would not hold one step later.
+        −H g / (vᵀ (g − g_last)), and H is applied once.
         """
-        used = min(self.count, self.length)
+        if self.count == self.length:
+            return self._restart(step, gap, last_gap)
+        used = self.count
         applied = -gap  # H g, before the update
         right = -step  # Hᵀ step
-        along = None
         if used:
-            along = inner_products(self.right[:, :used], gap)
-            applied = applied + combination(along, self.left[:, :used])
+            applied = applied + combination(inner_products(self.right[:, :used], gap), self.left[:, :used])
             right = right + combination(inner_products(self.left[:, :used], step), self.right[:, :used])
         left = -applied / self._nonzero(torch.linalg.vecdot(right, gap - last_gap))
         next_step = -applied - left * torch.linalg.vecdot(right, gap)[:, None]
-        slot = self.count % self.length
-        if along is not None and self.count >= self.length:
-            next_step = next_step + along[:, slot, None] * self.left[:, slot]
-        self.left[:, slot], self.right[:, slot] = left, right
+        self.left[:, used], self.right[:, used] = left, right
         self.count += 1
         return next_step
+
+    def _restart(self, step: Tensor, gap: Tensor, last_gap: Tensor) -> Tensor:
+        """Forget all pairs but that of this step, made for H = −I, and return −H g.
+
+        Dropping the oldest pair instead would keep more, but every pair was made for an inverse that contained the
+        older ones: the iteration then runs away even on contractions.
+        """
+        change = gap - last_gap
+        left = (step + change) / self._nonzero(-torch.linalg.vecdot(step, change))
+        self.left[:, 0], self.right[:, 0] = left, -step
+        self.count = 1
+        return gap + left * torch.linalg.vecdot(step, gap)[:, None]
 
     def _nonzero(self, denominator: Tensor) -> Tensor:
         """Replace a vanishing denominator by infinity: the update is then skipped."""

@@ -128,7 +128,7 @@ def test_one_dropout_mask_per_forward() -> None:
 
 @pytest.mark.parametrize("rtol", [0.0, 1e-3])
 def test_a_sample_does_not_see_its_batch_mates(rtol: float) -> None:
-    """Outputs and input gradients; in evaluation mode, since the BatchNorms of stem and head mix samples in training."""
+    """In evaluation mode, since the BatchNorms of stem and head mix samples in training."""
     torch.manual_seed(0)
     net = MDEQ(**SMALL, solver=Broyden(max_steps=12, rtol=rtol)).double().eval()
     net.gradient = Implicit()

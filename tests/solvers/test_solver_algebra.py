@@ -104,7 +104,7 @@ def test_anderson_memory_is_bounded(max_steps):
 
 
 def textbook_broyden(f, z, steps: int, history: int) -> torch.Tensor:
-    """Dense good Broyden for one sample: H = -I + pairs, the oldest of which is dropped before the next step."""
+    """Dense good Broyden for one sample: H = -I + pairs; when they are full, only the newest is kept."""
     eye = torch.eye(len(z), dtype=z.dtype)
     pairs: list[torch.Tensor] = []
     g, trace = f(z) - z, [z]
@@ -115,6 +115,8 @@ def textbook_broyden(f, z, steps: int, history: int) -> torch.Tensor:
         trace.append(z)
         change = f(z) - z - g
         g = g + change
+        if len(pairs) == history:
+            pairs, inverse = [], -eye
         error = step - inverse @ change
         pairs.append(torch.outer(error / (step @ inverse @ change), step @ inverse))
         pairs = pairs[-history:]
