@@ -16,7 +16,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 import deq_lightning
 from deq_lightning.callbacks import PredictionWriter
-from deq_lightning.data import DatasetNotFoundError
+from deq_lightning.data import DataError
 from deq_lightning.gradients import UPG, GradientStrategy
 from deq_lightning.models import ImplicitModel
 from deq_lightning.parsing import ConfigByName, Parser, UsageError, in_brief
@@ -100,37 +100,31 @@ class DEQCLI(LightningCLI):
         """Leave Lightning's merge out: it would let the checkpoint's hyper-parameters beat the command line."""
 
     def before_instantiate_classes(self) -> None:
-        """Read the checkpoint and lay out the folder."""
+        """Read the checkpoint, and send what is written to the run's folder: the checkpoint's own or a new one."""
         config = self.config.get(str(self.subcommand), self.config)
         ckpt_path = config.get("ckpt_path")
         if ckpt_path is not None:
             self.checkpoint = read_checkpoint(ckpt_path)
-        if self.subcommand == "fit":
-            self._lay_out_run(config, ckpt_path)
-        elif config.trainer.logger is None:
-            config.trainer.logger = False  # a test writes no curves into the run's folder
-        if self.subcommand == "predict" and config.predictions.path is None and ckpt_path is not None:
-            config.predictions.path = str(Path(ckpt_path).with_name("predictions.csv"))
-
-    def _lay_out_run(self, config: Namespace, ckpt_path: str | None) -> None:
-        """Choose the folder of the run (a continued run keeps its own) and send logs and checkpoints there."""
-        parent = Path(config.trainer.default_root_dir or "checkpoints")
-        if ckpt_path is not None and config.run is None:
             self.folder = Path(ckpt_path).parent
-        else:
+        if self.subcommand == "fit":
+            self._begin_run(config)
+        elif self.subcommand is not None and config.trainer.logger is None:
+            config.trainer.logger = False  # a test adds no curves to those of the run
+        if self.folder is not None:
+            config.predictions.path = config.predictions.path or str(self.folder / "predictions.csv")
+            for key in CHECKPOINTS:
+                config[key].dirpath = config[key].dirpath or str(self.folder)
+
+    def _begin_run(self, config: Namespace) -> None:
+        """Choose the folder of the run and send its curves there."""
+        typed = Namespace({**vars(config.clone()), "ckpt_path": None, "run": None})
+        if self.folder is None or config.run is not None:
+            parent = Path(config.trainer.default_root_dir or "checkpoints")
             self.folder = free_folder(parent, config.run or _run_name(config))
-        self.save_config_kwargs = {
-            "folder": self.folder,
-            "typed": Namespace({**vars(config.clone()), "ckpt_path": None, "run": None}),
-        }
-        for key in CHECKPOINTS:
-            if config[key].dirpath is None:
-                config[key].dirpath = str(self.folder)
+        self.save_config_kwargs = {"folder": self.folder, "typed": typed}
         if config.trainer.logger is None:
-            logger = {"save_dir": str(self.folder), "name": "", "version": ""}
-            config.trainer.logger = Namespace(
-                class_path="pytorch_lightning.loggers.TensorBoardLogger", init_args=Namespace(logger)
-            )
+            place = Namespace(save_dir=str(self.folder), name="", version="")
+            config.trainer.logger = Namespace(class_path="pytorch_lightning.loggers.TensorBoardLogger", init_args=place)
 
     def instantiate_classes(self) -> None:
         """Build everything; what a constructor refuses is the user's to mend."""
@@ -203,6 +197,6 @@ def main(args: Sequence[str] | None = None, run: bool = True) -> DEQCLI:
             args=with_own_config(args) if run else args,
             run=run,
         )
-    except (UsageError, DatasetNotFoundError) as error:
+    except (UsageError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error

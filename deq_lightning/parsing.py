@@ -53,8 +53,8 @@ def in_brief(message: str, families: Mapping[str, Sequence[type]]) -> str:
         owner = re.findall(r"given class_path '([^']+)'", message)[-1:]
         argument = found[1] or found[2]
         return f"{flag}: there is no argument `{argument}`. {suggest(argument, _arguments(owner, families))}"
-    if found := re.search(r"arguments are required: (.*)", message):
-        return f"missing: {found[1]}. Type `--config NAME`. {suggest('', known_configs())}"
+    if found := re.search(r"arguments are required: (.*)|Key \"(.*)\" is required", message):
+        return f"missing: {found[1] or found[2]}. Type `--config NAME`. {suggest('', known_configs())}"
     reasons = [line.strip().removeprefix("- ") for line in message.splitlines()]
     reasons = [reason for reason in reasons if reason and not reason.startswith(NOISE)]
     prefix = f"{flag}: " if keys else ""

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from conftest import TINY
+from fake_data import make_cifar10
 
 from deq_lightning import JFB, NPG, UPG, Digits, GradientStrategy, ImageClassification, Implicit, Unrolled
 from deq_lightning.cli import DEQCLI, main
@@ -212,12 +213,18 @@ def test_a_task_loads_without_further_arguments(run: Path) -> None:
             ["--config", "cifar_upg", "--data.root", "nowhere"],
             ["`CIFAR10` was not found under `nowhere", "--data.root"],
         ),
+        (["--config", "cifar_upg", "--data.val_size", "200"], ["`val_size` must leave 10 of the 100", "val_size 10`"]),
         (["--ckpt_path", "nowhere.ckpt"], ["no checkpoint `nowhere.ckpt`"]),
     ],
 )
 def test_what_cannot_be_done_is_said_in_a_line(
-    arguments: list[str], messages: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    messages: list[str],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    make_cifar10(folder / "data", monkeypatch)
     error = refused(["fit", *arguments], capsys)
     for message in messages:
         assert message in error

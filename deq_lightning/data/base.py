@@ -13,8 +13,16 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 MAX_WORKERS = 8  # beyond this, workers for images this small only compete for memory
 
 
-class DatasetNotFoundError(FileNotFoundError):
-    """A dataset is missing or damaged; the message is one line that says what to type."""
+class DataError(Exception):
+    """The data cannot be used as asked for; the message is one line that says what to type."""
+
+
+class DatasetNotFoundError(DataError, FileNotFoundError):
+    """A dataset is missing or damaged."""
+
+
+class SplitError(DataError, ValueError):
+    """A split does not fit the dataset."""
 
 
 def check_at_least(minimum: int, **values: int) -> None:

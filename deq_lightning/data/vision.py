@@ -9,7 +9,7 @@ from sklearn.model_selection import train_test_split
 from torch.utils.data import Subset
 from torchvision import datasets, transforms
 
-from deq_lightning.data.base import DatasetNotFoundError, ImageDataModule, SeededDraws, check_at_least
+from deq_lightning.data.base import DatasetNotFoundError, ImageDataModule, SeededDraws, SplitError, check_at_least
 
 CLASSES = 10
 # what torchvision raises on files that are missing, cut short, or not what their name says
@@ -73,7 +73,7 @@ class TorchvisionImages(ImageDataModule):
 
     def _set_train_and_val(self, full: datasets.VisionDataset) -> None:
         if self.val_size > len(full) - CLASSES:
-            raise ValueError(
+            raise SplitError(
                 f"`val_size` must leave {CLASSES} of the {len(full)} training images to train on, got {self.val_size}. "
                 f"Type `--data.val_size {max(CLASSES, len(full) // 10)}`."
             )

@@ -1,5 +1,6 @@
 """What every task shares: the gradient strategy, the optimizer, the equilibrium's report, and exact resumption."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,10 +35,13 @@ class ImplicitTask(pl.LightningModule):
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Attribute 'net' is an instance of `nn.Module`")  # removed below
+            self.save_hyperparameters()
         # Only plain data goes into checkpoints, so that they load without unpickling code. Runs from the command line
         # keep everything, as class paths and numbers; those made in Python are rebuilt with their objects passed again.
-        self.remove_ignored_hparams([name for name, value in self.hparams.items() if not _is_plain(value)])
+        for name in [name for name, value in self.hparams.items() if not _is_plain(value)]:
+            self.hparams.pop(name)
         self.net = net
         self.make_optimizer = optimizer
         self.make_lr_scheduler = lr_scheduler
