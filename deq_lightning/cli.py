@@ -143,18 +143,25 @@ class DEQCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Test the best checkpoint, and say where it is and what to type next."""
-        checkpoint = self._get(self.config_init, "best_checkpoint")
-        if not checkpoint.best_model_path:  # a fast_dev_run, or no validation yet
+        best, last = (self._get(self.config_init, key) for key in CHECKPOINTS)
+        if not best.best_model_path:
+            if last.best_model_path:  # stopped before the first validation
+                path = _from_here(last.best_model_path)
+                say(f"last checkpoint: {path}\nnext: python -m deq_lightning fit --ckpt_path {path}")
             return
-        best = Path(checkpoint.best_model_path)
-        best = best.relative_to(Path.cwd()) if best.is_relative_to(Path.cwd()) else best
-        say(f"best checkpoint: {best} ({checkpoint.monitor} {checkpoint.best_model_score:.4f})")
+        path = _from_here(best.best_model_path)
+        say(f"best checkpoint: {path} ({best.monitor} {best.best_model_score:.4f})")
         following = "test"
         if self._get(self.config, "test_after_fit"):
-            (metrics,) = self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
+            (metrics,) = self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=path, verbose=False)
             say("  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
             following = "predict"
-        say(f"next: python -m deq_lightning {following} --ckpt_path {best}")
+        say(f"next: python -m deq_lightning {following} --ckpt_path {path}")
+
+
+def _from_here(path: str) -> str:
+    """Return the path relative to the current folder if it lies in it."""
+    return str(Path(path).relative_to(Path.cwd())) if Path(path).is_relative_to(Path.cwd()) else path
 
 
 def _run_name(config: Namespace) -> str:

@@ -1,4 +1,4 @@
-"""Objects that are nothing but their constructor's arguments: solvers and gradient strategies."""
+"""Objects that are nothing but their constructor's arguments, and what such arguments must hold."""
 
 import inspect
 
@@ -10,3 +10,16 @@ class Configured:
         names = (name for name in inspect.signature(type(self)).parameters if hasattr(self, name))
         arguments = (f"{name}={getattr(self, name)!r}" for name in names)
         return f"{type(self).__name__}({', '.join(arguments)})"
+
+
+def check_at_least(minimum: float, advice: str = "", **values: float) -> None:
+    """Raise a ValueError that names the first of `values` below `minimum`, or not a number, and gives the advice."""
+    for name, value in values.items():
+        if not value >= minimum:
+            raise ValueError(f"`{name}` must be {minimum} or more, got {value}. {advice}".strip())
+
+
+def check_damping(damping: float) -> None:
+    """Raise a ValueError unless `damping` is a part of a step."""
+    if not 0 < damping <= 1:
+        raise ValueError(f"`damping` must be in (0, 1], got {damping}. 1 takes whole steps.")

@@ -14,7 +14,7 @@ MAY_IMPORT = {
     "gradients": {*LEAVES, "solvers"},
     "models": {*LEAVES, "solvers", "gradients"},
     "tasks": {*LEAVES, "solvers", "gradients", "models"},
-    "data": set(),
+    "data": {"configured"},
     "callbacks": {*LEAVES, "solvers", "gradients", "models"},
     "parsing": set(),
     "runs": {"parsing"},

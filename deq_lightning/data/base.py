@@ -10,6 +10,8 @@ import torch
 from lightning_fabric.utilities.data import suggested_max_num_workers
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from deq_lightning.configured import check_at_least
+
 MAX_WORKERS = 8  # beyond this, workers for images this small only compete for memory
 
 
@@ -23,13 +25,6 @@ class DatasetNotFoundError(DataError, FileNotFoundError):
 
 class SplitError(DataError, ValueError):
     """A split does not fit the dataset."""
-
-
-def check_at_least(minimum: int, **values: int) -> None:
-    """Raise a ValueError that names the first of `values` below `minimum`."""
-    for name, value in values.items():
-        if value < minimum:
-            raise ValueError(f"`{name}` must be {minimum} or more, got {value}.")
 
 
 def derive_seed(*numbers: int) -> int:

@@ -9,7 +9,8 @@ from sklearn.model_selection import train_test_split
 from torch.utils.data import Subset
 from torchvision import datasets, transforms
 
-from deq_lightning.data.base import DatasetNotFoundError, ImageDataModule, SeededDraws, SplitError, check_at_least
+from deq_lightning.configured import check_at_least
+from deq_lightning.data.base import DatasetNotFoundError, ImageDataModule, SeededDraws, SplitError
 
 CLASSES = 10
 # what torchvision raises on files that are missing, cut short, or not what their name says

@@ -7,9 +7,11 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
-from deq_lightning.configured import Configured
+from deq_lightning.configured import Configured, check_at_least
 from deq_lightning.solvers import FixedPointMap, Solution, Solver
 from deq_lightning.state import State, mix
+
+ONE_STEP = "For a single undamped step type `--gradient JFB`."
 
 
 def unroll(f: FixedPointMap, z: State, steps: int) -> State:
@@ -37,10 +39,8 @@ class GradientStrategy(Configured, Callback, ABC):
     """
 
     def __init__(self, pretrain_steps: int = 0, unroll_steps: int = 10) -> None:
-        if pretrain_steps < 0:
-            raise ValueError(f"`pretrain_steps` must be 0 or more, got {pretrain_steps}.")
-        if unroll_steps < 1:
-            raise ValueError(f"`unroll_steps` must be 1 or more, got {unroll_steps}.")
+        check_at_least(0, pretrain_steps=pretrain_steps)
+        check_at_least(1, unroll_steps=unroll_steps)
         self.pretrain_steps = pretrain_steps
         self.unroll_steps = unroll_steps
         self.step = 0
@@ -96,25 +96,3 @@ class GradientStrategy(Configured, Callback, ABC):
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what Lightning binds to every callback: copying a model would otherwise copy its whole task."""
         return {name: value for name, value in self.__dict__.items() if name not in ("log", "log_dict")}
-
-
-def check_k(k: int) -> int:
-    """Return `k` if it can be a number of terms or steps.
-
-    Raises:
-        ValueError: if it is below 1.
-    """
-    if k < 1:
-        raise ValueError(f"`k` must be 1 or more, got {k}. For a single undamped step type `--gradient JFB`.")
-    return k
-
-
-def check_damping(damping: float) -> float:
-    """Return `damping` if it is in (0, 1].
-
-    Raises:
-        ValueError: if it is not.
-    """
-    if not 0 < damping <= 1:
-        raise ValueError(f"`damping` must be in (0, 1], got {damping}. Type `--gradient.damping 1` for undamped steps.")
-    return damping

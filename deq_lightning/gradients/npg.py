@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
+from deq_lightning.configured import check_at_least, check_damping
 from deq_lightning.gradients.adjoint import VectorJacobianProduct, attach_adjoint
-from deq_lightning.gradients.base import GradientStrategy, check_damping, check_k
+from deq_lightning.gradients.base import ONE_STEP, GradientStrategy
 from deq_lightning.solvers import FixedPointMap
 from deq_lightning.state import State
 
@@ -31,8 +32,10 @@ class NPG(GradientStrategy):
 
     def __init__(self, pretrain_steps: int = 0, unroll_steps: int = 10, k: int = 5, damping: float = 0.5) -> None:
         super().__init__(pretrain_steps, unroll_steps)
-        self.k = check_k(k)
-        self.damping = check_damping(damping)
+        check_at_least(1, ONE_STEP, k=k)
+        check_damping(damping)
+        self.k = k
+        self.damping = damping
 
     def attach(self, f: FixedPointMap, z: State) -> State:
         """Return f(z) with the truncated Neumann series as its adjoint."""

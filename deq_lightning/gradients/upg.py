@@ -2,7 +2,8 @@
 
 from torch.utils.checkpoint import checkpoint
 
-from deq_lightning.gradients.base import GradientStrategy, check_damping, check_k
+from deq_lightning.configured import check_at_least, check_damping
+from deq_lightning.gradients.base import ONE_STEP, GradientStrategy
 from deq_lightning.solvers import FixedPointMap
 from deq_lightning.state import State, mix
 
@@ -37,8 +38,10 @@ class UPG(GradientStrategy):
         checkpoint: bool = False,
     ) -> None:
         super().__init__(pretrain_steps, unroll_steps)
-        self.k = check_k(k)
-        self.damping = check_damping(damping)
+        check_at_least(1, ONE_STEP, k=k)
+        check_damping(damping)
+        self.k = k
+        self.damping = damping
         self.checkpoint = checkpoint
 
     def attach(self, f: FixedPointMap, z: State) -> State:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from deq_lightning.configured import check_at_least
 from deq_lightning.models.base import ImplicitModel
 from deq_lightning.solvers import FixedPointIteration, Solver
 
@@ -271,6 +272,5 @@ def at_least(minimum: int, name: str, value: int | None, default: int) -> int:
     """Return the value, or the default for None; raise a ValueError if it is below the minimum."""
     if value is None:
         return default
-    if value < minimum:
-        raise ValueError(f"`{name}` must be {minimum} or more, got {value}. Leave it out for the usual {default}.")
+    check_at_least(minimum, f"Leave it out for the usual {default}.", **{name: value})
     return value

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
+from deq_lightning.configured import check_at_least, check_damping
 from deq_lightning.solvers.base import Advance, Solver
-from deq_lightning.solvers.history import check_damping, check_length, combination, inner_products
+from deq_lightning.solvers.history import NO_HISTORY, combination, inner_products
 
 
 class Anderson(Solver):
@@ -42,10 +43,11 @@ class Anderson(Solver):
         ridge: float = 1e-8,
     ) -> None:
         super().__init__(max_steps, rtol, atol, check_every)
-        self.history = check_length(history)
-        self.damping = check_damping(damping)
-        if not ridge >= 0:
-            raise ValueError(f"`ridge` must be 0 or more, got {ridge}.")
+        check_at_least(1, NO_HISTORY, history=history)
+        self.history = history
+        check_damping(damping)
+        self.damping = damping
+        check_at_least(0, ridge=ridge)
         self.ridge = ridge
 
     def start(self, z: Tensor) -> Advance:

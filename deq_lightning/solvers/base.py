@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deq_lightning.configured import Configured
+from deq_lightning.configured import Configured, check_at_least
 from deq_lightning.state import State, pack, parts, shapes, unpack
 
 FixedPointMap = Callable[[Any], Any]  # from a State to one of the same structure
@@ -80,12 +80,8 @@ class Solver(Configured, ABC):
     """
 
     def __init__(self, max_steps: int = 30, rtol: float = 1e-3, atol: float = 0.0, check_every: int = 4) -> None:
-        for name, count in (("max_steps", max_steps), ("check_every", check_every)):
-            if count < 1:
-                raise ValueError(f"`{name}` must be 1 or more, got {count}.")
-        for name, tolerance in (("rtol", rtol), ("atol", atol)):
-            if not tolerance >= 0:
-                raise ValueError(f"`{name}` must be 0 or more, got {tolerance}.")
+        check_at_least(1, max_steps=max_steps, check_every=check_every)
+        check_at_least(0, rtol=rtol, atol=atol)
         self.max_steps = max_steps
         self.rtol = rtol
         self.atol = atol

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
+from deq_lightning.configured import check_at_least
 from deq_lightning.solvers.base import Advance, Solver
-from deq_lightning.solvers.history import check_length, combination, inner_products
+from deq_lightning.solvers.history import NO_HISTORY, combination, inner_products
 
 
 class Broyden(Solver):
@@ -38,7 +39,8 @@ class Broyden(Solver):
         history: int = 12,
     ) -> None:
         super().__init__(max_steps, rtol, atol, check_every)
-        self.history = check_length(history)
+        check_at_least(1, NO_HISTORY, history=history)
+        self.history = history
 
     def start(self, z: Tensor) -> Advance:
         """Begin a solve with room for `history` pairs, or for the whole budget where that is smaller."""

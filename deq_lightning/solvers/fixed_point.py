@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from deq_lightning.configured import check_damping
 from deq_lightning.solvers.base import Advance, Solver
-from deq_lightning.solvers.history import check_damping
 
 
 class FixedPointIteration(Solver):
@@ -32,7 +32,8 @@ class FixedPointIteration(Solver):
         damping: float = 1.0,
     ) -> None:
         super().__init__(max_steps, rtol, atol, check_every)
-        self.damping = check_damping(damping)
+        check_damping(damping)
+        self.damping = damping
 
     def start(self, z: Tensor) -> Advance:
         """Begin a solve; nothing is remembered."""

@@ -7,6 +7,8 @@ Both are written as a row times a matrix: on CPUs the equivalent matrix times a 
 import torch
 from torch import Tensor
 
+NO_HISTORY = "Without history use `FixedPointIteration`."
+
 
 def inner_products(history: Tensor, state: Tensor) -> Tensor:
     """Return the (batch, length) inner products of each remembered state with a (batch, dim) state."""
@@ -16,25 +18,3 @@ def inner_products(history: Tensor, state: Tensor) -> Tensor:
 def combination(weights: Tensor, history: Tensor) -> Tensor:
     """Return the (batch, dim) sum of the remembered states with (batch, length) weights."""
     return torch.bmm(weights[:, None], history)[:, 0]
-
-
-def check_length(history: int) -> int:
-    """Return `history` if it can be the length of a history.
-
-    Raises:
-        ValueError: if it is below 1.
-    """
-    if history < 1:
-        raise ValueError(f"`history` must be 1 or more, got {history}. Without history, use `FixedPointIteration`.")
-    return history
-
-
-def check_damping(damping: float) -> float:
-    """Return `damping` if it is in (0, 1].
-
-    Raises:
-        ValueError: if it is not.
-    """
-    if not 0 < damping <= 1:
-        raise ValueError(f"`damping` must be in (0, 1], got {damping}. 1 takes the whole step f(z) − z.")
-    return damping
