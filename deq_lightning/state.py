@@ -13,11 +13,11 @@ def parts(state: State) -> tuple[Tensor, ...]:
     return (state,) if isinstance(state, Tensor) else state
 
 
-def shapes(state: State) -> str:
+def shapes(state: object) -> object:
     """Describe the structure and shapes of a state, or of what should be one."""
     if isinstance(state, tuple):
-        return f"({', '.join(map(shapes, state))})"
-    return str(list(state.shape)) if isinstance(state, Tensor) else type(state).__name__
+        return tuple(shapes(part) for part in state)
+    return list(state.shape) if isinstance(state, Tensor) else type(state).__name__
 
 
 def pack(state: State) -> Tensor:

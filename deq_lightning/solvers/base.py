@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from deq_lightning.configured import Configured, check_at_least
+from deq_lightning.solvers.algebra import choose_rows
 from deq_lightning.state import State, pack, parts, shapes, unpack
 
 FixedPointMap = Callable[[Any], Any]  # from a State to one of the same structure
@@ -127,7 +128,7 @@ class Solver(Configured, ABC):
         if torch.is_autocast_enabled(z.device.type):
             # Weights cast without a graph would be reused, without their gradient, by the next evaluation with one.
             torch.clear_autocast_cache()
-        return best.solution(like=z0, evaluations=step)
+        return best.solution(like=z0)
 
     def _looks_at(self, step: int) -> bool:
         return (step - 1) % self.check_every == 0
@@ -140,12 +141,14 @@ class Solver(Configured, ABC):
         if torch.is_autocast_enabled(device):
             autocast = torch.autocast(device, dtype=torch.get_autocast_dtype(device))
 
+        expected = shapes(z0)
+
         def evaluate(z: Tensor) -> Tensor:
             with autocast:
                 fz = f(unpack(z, z0))
-            if shapes(fz) != shapes(z0):
+            if shapes(fz) != expected:
                 raise ValueError(
-                    f"`f` must return the structure and shapes of its argument: {shapes(z0)}, got {shapes(fz)}."
+                    f"`f` must return the structure and shapes of its argument: {expected}, got {shapes(fz)}."
                 )
             return pack(fz)
 
@@ -155,7 +158,8 @@ class Solver(Configured, ABC):
 class BestIterate:
     """Keeps, sample by sample, the iterate to return and what is to be said of it.
 
-    A sample is running until it meets the tolerance or turns non-finite; from then on nothing of it changes.
+    A sample is running until it meets the tolerance or turns non-finite; from then on nothing of it changes. Only what
+    the next evaluation needs is computed during the solve; steps and status are read off the record at its end.
 
     Args:
         z: (batch, dim) the starting point.
@@ -169,30 +173,37 @@ class BestIterate:
         self.rtol = rtol
         self.tiny = torch.finfo(z.dtype).tiny
         self.residual = z.new_full(z.shape[:1], torch.inf)
-        self.running = torch.ones_like(self.residual, dtype=torch.bool)
-        self.converged = torch.zeros_like(self.running)
-        self.steps = torch.zeros_like(self.running, dtype=torch.long)
+        self.bound = self.residual  # the residual to beat; −inf once the sample no longer runs
+        self.met: list[Tensor] = []
+        self.running: list[Tensor] = []  # whether each evaluation, taken alone, lets the sample run on
 
     def update(self, z: Tensor, fz: Tensor, gap: Tensor) -> None:
         """Take note of one evaluation."""
         distance = torch.linalg.vector_norm(gap, dim=1)
         scale = torch.linalg.vector_norm(fz, dim=1)
-        finite = torch.isfinite(distance + scale)
         residual = distance / scale.clamp_min(self.tiny)  # 0 / 0 is an exact fixed point at the origin
-        met = finite & (distance <= self.atol + self.rtol * scale)
-        better = self.running & (met | (residual < self.residual))
-        self.z = torch.where(better[:, None], z, self.z)
+        threshold = self.rtol * scale + self.atol
+        met = (distance <= threshold) & (distance < torch.inf)
+        running = (distance > threshold) & (distance < torch.inf)
+        better = residual < self.bound
+        if self.atol > 0:  # then a sample can meet the tolerance with a residual that is not its lowest
+            better |= met & (self.bound > -torch.inf)
+        self.z = choose_rows(better, z, self.z)
         self.residual = torch.where(better, residual, self.residual)
-        self.steps += self.running
-        self.converged |= self.running & met
-        self.running &= finite & ~met
+        self.bound = torch.minimum(self.bound, torch.where(running, self.residual, -torch.inf))
+        self.met.append(met)
+        self.running.append(running)
 
     def settled(self) -> bool:
         """Say whether no sample is running any more (waits for the device)."""
-        return not bool(self.running.any())
+        return bool((self.bound == -torch.inf).all())
 
-    def solution(self, like: State, evaluations: int) -> Solution:
+    def solution(self, like: State) -> Solution:
         """Report the iterates kept, in the structure of `like`."""
-        status = torch.full_like(self.steps, Status.diverged)
-        status.masked_fill_(self.running, Status.max_steps).masked_fill_(self.converged, Status.converged)
-        return Solution(unpack(self.z, like), self.residual, self.steps, status, evaluations)
+        evaluations = len(self.running)
+        ran = torch.stack(self.running).cumprod(dim=0).sum(dim=0)  # evaluations before the one that ended it
+        steps = (ran + 1).clamp_max(evaluations)
+        converged = torch.stack(self.met).gather(0, steps[None] - 1)[0]
+        status = torch.full_like(steps, Status.diverged)
+        status.masked_fill_(ran == evaluations, Status.max_steps).masked_fill_(converged, Status.converged)
+        return Solution(unpack(self.z, like), self.residual, steps, status, evaluations)

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from deq_lightning.configured import check_at_least
+from deq_lightning.solvers.algebra import NO_HISTORY, combination, inner_products
 from deq_lightning.solvers.base import Advance, Solver
-from deq_lightning.solvers.history import NO_HISTORY, combination, inner_products
 
 
 class Broyden(Solver):
