@@ -169,10 +169,11 @@ class BestIterate:
 
     def __init__(self, z: Tensor, atol: float, rtol: float) -> None:
         self.z = z
-        self.atol = atol
-        self.rtol = rtol
-        self.tiny = torch.finfo(z.dtype).tiny
-        self.residual = z.new_full(z.shape[:1], torch.inf)
+        self.has_atol = atol > 0
+        # As tensors made on the device, because every use of a number with a tensor would first make a tensor of it.
+        numbers = (atol, rtol, torch.inf, torch.finfo(z.dtype).tiny)
+        self.atol, self.rtol, self.infinity, self.tiny = (z.new_full((), number) for number in numbers)
+        self.residual = self.infinity.expand(len(z))
         self.bound = self.residual  # the residual to beat; −inf once the sample no longer runs
         self.met: list[Tensor] = []
         self.running: list[Tensor] = []  # whether each evaluation, taken alone, lets the sample run on
@@ -181,22 +182,23 @@ class BestIterate:
         """Take note of one evaluation."""
         distance = torch.linalg.vector_norm(gap, dim=1)
         scale = torch.linalg.vector_norm(fz, dim=1)
-        residual = distance / scale.clamp_min(self.tiny)  # 0 / 0 is an exact fixed point at the origin
-        threshold = self.rtol * scale + self.atol
-        met = (distance <= threshold) & (distance < torch.inf)
-        running = (distance > threshold) & (distance < torch.inf)
+        residual = distance / torch.maximum(scale, self.tiny)  # 0 / 0 is an exact fixed point at the origin
+        threshold = torch.addcmul(self.atol, scale, self.rtol)
+        finite = distance < self.infinity
+        met = (distance <= threshold) & finite
+        running = (distance > threshold) & finite
         better = residual < self.bound
-        if self.atol > 0:  # then a sample can meet the tolerance with a residual that is not its lowest
-            better |= met & (self.bound > -torch.inf)
+        if self.has_atol:  # then a sample can meet the tolerance with a residual that is not its lowest
+            better |= met & (self.bound > -self.infinity)
         self.z = choose_rows(better, z, self.z)
         self.residual = torch.where(better, residual, self.residual)
-        self.bound = torch.minimum(self.bound, torch.where(running, self.residual, -torch.inf))
+        self.bound = torch.minimum(self.bound, torch.where(running, self.residual, -self.infinity))
         self.met.append(met)
         self.running.append(running)
 
     def settled(self) -> bool:
         """Say whether no sample is running any more (waits for the device)."""
-        return bool((self.bound == -torch.inf).all())
+        return bool((self.bound == -self.infinity).all())
 
     def solution(self, like: State) -> Solution:
         """Report the iterates kept, in the structure of `like`."""
