@@ -130,10 +130,23 @@ class DEQCLI(LightningCLI):
         """Build everything; what a constructor refuses is the user's to mend."""
         try:
             super().instantiate_classes()
+            if self.subcommand == "fit":
+                self.model.make_optimizer(self.model.parameters())  # refuses a bad learning rate before the run begins
         except (ValueError, MisconfigurationException) as error:
             raise UsageError(in_brief(str(error), FAMILIES)) from error
+        except RuntimeError as error:
+            if "more than one stateful callback" not in str(error):
+                raise
+            raise UsageError("a gradient strategy goes under `--gradient`, not among `--trainer.callbacks`.") from error
         if self.checkpoint is not None:
             check_fits(self.model, self.checkpoint, self._get(self.config, "ckpt_path"))
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """Build the trainer, without the callbacks that save if `--trainer.enable_checkpointing false` says so."""
+        if self._get(self.config, "trainer").enable_checkpointing is False:
+            keys = self._parser(self.subcommand).callback_keys
+            keys[:] = [key for key in keys if key not in CHECKPOINTS]
+        return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:
         """Say what really runs."""
@@ -204,6 +217,6 @@ def main(args: Sequence[str] | None = None, run: bool = True) -> DEQCLI:
             args=with_own_config(args) if run else args,
             run=run,
         )
-    except (UsageError, DataError) as error:
+    except (UsageError, DataError, MisconfigurationException) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error

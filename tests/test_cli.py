@@ -148,6 +148,11 @@ def test_fit_ends_with_the_test_and_the_next_command(folder: Path, capsys: pytes
     assert out.strip().endswith("next: python -m deq_lightning predict --ckpt_path checkpoints/digits_upg/best.ckpt")
 
 
+def test_without_checkpoints(folder: Path) -> None:
+    main(["fit", *QUICK, "--trainer.enable_checkpointing", "false"])
+    assert not list(folder.rglob("*.ckpt"))
+
+
 def test_fast_dev_run_leaves_nothing(folder: Path) -> None:
     main(["fit", *TINY, "--trainer.fast_dev_run", "true"])
     assert not (folder / "checkpoints").exists()
@@ -208,6 +213,9 @@ def test_a_task_loads_without_further_arguments(run: Path) -> None:
         ([*TINY, "--trainer.max_epochs", "many"], ["`--trainer.max_epochs`", "int", "many"]),
         ([*TINY, "--trainer.precision", "15"], ["15"]),
         ([*TINY, "--nonsense", "3"], ["--nonsense"]),
+        ([*TINY, "--model.optimizer.lr", "-1"], ["Invalid learning rate: -1"]),
+        ([*TINY, "--trainer.callbacks+=JFB"], ["goes under `--gradient`"]),
+        ([*QUICK, "--best_checkpoint.monitor", "val_accc"], ["val_accc", "val_acc"]),
         ([*TINY, "--data.batch_size", "0"], ["`batch_size` must be 1 or more, got 0"]),
         (
             ["--config", "cifar_upg", "--data.root", "nowhere"],
