@@ -39,18 +39,21 @@ CHECKPOINTS: dict[str, dict[str, Any]] = {
     "last_checkpoint": {"filename": "last", "enable_version_counter": False},
 }
 
-FAMILIES: dict[str, list[type]] = {
-    key: [one for one in vars(deq_lightning).values() if inspect.isclass(one) and issubclass(one, base)]
-    for key, base in {
-        "model": ImplicitTask,
-        "net": ImplicitModel,
-        "data": pl.LightningDataModule,
-        "gradient": GradientStrategy,
-        "solver": Solver,
-        "adjoint_solver": Solver,
-    }.items()
+
+def _family(base: type) -> list[type]:
+    """Return the public classes that may be named where a `base` is wanted."""
+    public = (one for one in vars(deq_lightning).values() if inspect.isclass(one))
+    return [one for one in public if issubclass(one, base) and not inspect.isabstract(one)]
+
+
+FAMILIES = {
+    "model": _family(ImplicitTask),
+    "net": _family(ImplicitModel),
+    "data": _family(pl.LightningDataModule),
+    "gradient": _family(GradientStrategy),
+    "solver": _family(Solver),
+    "adjoint_solver": _family(Solver),
 }
-FAMILIES = {key: [one for one in family if not inspect.isabstract(one)] for key, family in FAMILIES.items()}
 
 
 class DEQCLI(LightningCLI):
@@ -58,7 +61,6 @@ class DEQCLI(LightningCLI):
 
     folder: Path | None = None
     checkpoint: dict[str, Any] | None = None
-    task: ImplicitTask
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Make a parser that finds configs by name."""
