@@ -99,7 +99,8 @@ class TorchvisionImages(ImageDataModule):
         name, root = type(self).__name__, Path(self.root)
         elsewhere = "or `--data.root PATH` to name the folder that holds it."
         missing = [file for file in self.files if not (root / file).is_file()]
-        cause = str(error).split(". ")[0].strip().rstrip(".")  # torchvision goes on to advise a flag that is not ours
+        # One line of it, without the advice that torchvision adds on a flag that is not ours.
+        cause = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0].strip(" .:")
         if missing and download:
             return f"`{name}` could not be downloaded to `{root}/` ({cause}). Type the command again, {elsewhere}"
         if missing:

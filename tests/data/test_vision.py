@@ -182,7 +182,7 @@ def test_garbage_is_refused(root: Path, content: bytes) -> None:
 
 def test_a_failed_download_names_its_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: object, **options: object) -> None:
-        raise OSError("no route to host")
+        raise OSError("no route to host:\ntried one mirror\ntried another")
 
     monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", fail)
     with pytest.raises(DatasetNotFoundError, match=r"could not be downloaded to .* \(no route to host\)"):
