@@ -1,9 +1,11 @@
 """What an implicit model is: three functions and one equation."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from deq_lightning.gradients import UPG, GradientStrategy
 from deq_lightning.models.frozen import frozen
@@ -21,6 +23,31 @@ class Equilibrium(NamedTuple):
     f: FixedPointMap
     z: State
     solution: Solution | None
+
+
+class CellMap:
+    """The map z ↦ cell(z, u) of one forward pass.
+
+    Args:
+        cell: the equilibrium module.
+        u: the injection.
+        separable: whether no sample's value depends on which others are in the batch.
+    """
+
+    def __init__(self, cell: Callable[[Any, Any], Any], u: Any, separable: bool) -> None:
+        self.cell = cell
+        self.u = u
+        self.separable = separable
+
+    def __call__(self, z: State) -> State:
+        """Evaluate the cell."""
+        return self.cell(z, self.u)
+
+    def subset(self, rows: Tensor) -> "CellMap | None":
+        """Return the map of the samples `rows` (indices into the batch), or None if they cannot be separated."""
+        if not self.separable:
+            return None
+        return CellMap(self.cell, tree_map_only(Tensor, lambda part: part[rows], self.u), separable=True)
 
 
 class ImplicitModel(nn.Module, ABC):
@@ -58,13 +85,18 @@ class ImplicitModel(nn.Module, ABC):
         """Return zeros in the dtype of the parameters: under autocast the state stays in full precision."""
         return next(self.parameters()).new_zeros(shape)
 
+    @property
+    def separable(self) -> bool:
+        """Whether the cell may be evaluated for some samples alone: the solver then leaves out those it is done with.
+
+        In training masks may be drawn per sample and statistics taken over the batch, so only in evaluation. A model
+        whose samples interact, or whose injection holds tensors without a batch dimension, answers False.
+        """
+        return not self.training
+
     def equilibrium(self, u: Any) -> Equilibrium:
         """Solve z* = cell(z*, u) and attach the gradient."""
-        cell = frozen(self).cell
-
-        def f(z: State) -> State:
-            return cell(z, u)
-
+        f = CellMap(frozen(self).cell, u, self.separable)
         z, solution = self.gradient.fixed_point(f, self.initial_state(u), self.solver)
         return Equilibrium(f, z, solution)
 

@@ -93,6 +93,10 @@ class Mixing:
         weights = torch.where(torch.isfinite(weights).all(dim=1, keepdim=True), weights, newest)
         return combination(weights, self.points[:, :used])
 
+    def select(self, rows: Tensor) -> None:
+        """Keep the memory of these samples only."""
+        self.residuals, self.points, self.gram = self.residuals[rows], self.points[rows], self.gram[rows]
+
     def _weights(self, used: int) -> Tensor:
         """Minimise ‖Σ αᵢ gᵢ‖ with Σ αᵢ = 1; (batch, used).
 

@@ -1,11 +1,12 @@
 """What every solver shares: the contract, the loop, and the choice of the iterate that is returned."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,7 +16,21 @@ from deq_lightning.solvers.algebra import choose_rows
 from deq_lightning.state import State, pack, parts, shapes, unpack
 
 FixedPointMap = Callable[[Any], Any]  # from a State to one of the same structure
-Advance = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+# With fewer running samples than this part of the batch, a map that can be restricted is restricted to them: no more
+# than a third of the work goes to samples that are done, and copying the history stays rare.
+CROWDED = 0.75
+
+
+class Advance(Protocol):
+    """The step of a solve: from an iterate, f of it and their difference f(z) − z, each (batch, dim), to the next.
+
+    It must not write to its arguments. One that also has `select(rows)`, which keeps what it remembers of these samples
+    only, lets samples that are done leave the solve.
+    """
+
+    def __call__(self, z: Tensor, fz: Tensor, gap: Tensor) -> Tensor:
+        """Return the next iterate."""
 
 
 class Status(IntEnum):
@@ -93,8 +108,7 @@ class Solver(Configured, ABC):
         """Begin a solve at the (batch, dim) tensor `z`.
 
         Returns:
-            A function from an iterate, f of it and their difference f(z) − z, each (batch, dim), to the next iterate.
-            It must not write to its arguments. Whatever it remembers lives as long as this one solve.
+            The step, as described by `Advance`. Whatever it remembers lives as long as this one solve.
         """
 
     @torch.no_grad()
@@ -102,14 +116,16 @@ class Solver(Configured, ABC):
         """Find z = f(z) from `z0`, without a graph.
 
         Args:
-            f: maps a tensor or a tuple of tensors (dimension 0 is the batch) to the same structure and shapes.
+            f: maps a tensor or a tuple of tensors (dimension 0 is the batch) to the same structure and shapes. If it
+                has `subset(rows)`, which returns the map of these samples alone (or None), samples that are done are
+                not evaluated any further.
             z0: where to start.
 
         Returns:
             The solution; `Solution` says how it is chosen.
         """
         z = pack(z0).detach()
-        evaluate = self._flat_map(f, z0, z)
+        flat = FlatMap(f, like=z0, device=z.device.type)
         best = BestIterate(z, self.atol, self.rtol)
         watched = self.atol > 0 or self.rtol > 0
         rounds = any(part.dtype != z.dtype for part in parts(z0))
@@ -117,14 +133,21 @@ class Solver(Configured, ABC):
         with torch.autocast(z.device.type, enabled=False):
             advance = self.start(z)
             for step in range(1, self.max_steps + 1):
-                fz = evaluate(z)
+                fz = flat(z)
                 gap = fz - z
                 best.update(z, fz, gap)
-                if step == self.max_steps or (watched and self._looks_at(step) and best.settled()):
+                running = best.running() if watched and self._looks_at(step) else None
+                if step == self.max_steps or (running is not None and len(running) == 0):
                     break
                 z = advance(z, fz, gap)
                 if rounds:
                     z = pack(unpack(z, z0))  # the point that f sees
+                if running is not None and len(running) < CROWDED * len(z) and hasattr(advance, "select"):
+                    smaller = flat.subset(running)
+                    if smaller is not None:
+                        flat, z = smaller, z[running]
+                        advance.select(running)
+                        best.select(running)
         if torch.is_autocast_enabled(z.device.type):
             # Weights cast without a graph would be reused, without their gradient, by the next evaluation with one.
             torch.clear_autocast_cache()
@@ -133,26 +156,45 @@ class Solver(Configured, ABC):
     def _looks_at(self, step: int) -> bool:
         return (step - 1) % self.check_every == 0
 
-    @staticmethod
-    def _flat_map(f: FixedPointMap, z0: State, flat: Tensor) -> Callable[[Tensor], Tensor]:
-        """Wrap f as a map of (batch, dim) tensors that runs under the autocast state of the caller."""
-        device = flat.device.type
-        autocast: AbstractContextManager[None] = nullcontext()
-        if torch.is_autocast_enabled(device):
-            autocast = torch.autocast(device, dtype=torch.get_autocast_dtype(device))
 
-        expected = shapes(z0)
+class FlatMap:
+    """A map of states as one of (batch, dim) tensors, evaluated under the autocast state of whoever makes it.
 
-        def evaluate(z: Tensor) -> Tensor:
-            with autocast:
-                fz = f(unpack(z, z0))
-            if shapes(fz) != expected:
-                raise ValueError(
-                    f"`f` must return the structure and shapes of its argument: {expected}, got {shapes(fz)}."
-                )
-            return pack(fz)
+    Args:
+        f: the map.
+        like: a state that gives structure, shapes (but for the batch) and dtypes.
+        device: type of the device.
+    """
 
-        return evaluate
+    def __init__(self, f: FixedPointMap, like: State, device: str) -> None:
+        self.f = f
+        self.like = like
+        self.device = device
+        self.half = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Evaluate f at the (batch, dim) tensor `z`."""
+        state = unpack(z, self.like)
+        with self._autocast():
+            fz = self.f(state)
+        if shapes(fz) != shapes(state):
+            raise ValueError(
+                f"`f` must return the structure and shapes of its argument: {shapes(state)}, got {shapes(fz)}."
+            )
+        return pack(fz)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self.half is None else torch.autocast(self.device, dtype=self.half)
+
+    def subset(self, rows: Tensor) -> "FlatMap | None":
+        """Return the map of some of the samples, or None where f cannot be restricted."""
+        with self._autocast():
+            f = self.f.subset(rows) if hasattr(self.f, "subset") else None
+        if f is None:
+            return None
+        smaller = copy.copy(self)
+        smaller.f = f
+        return smaller
 
 
 class BestIterate:
@@ -176,7 +218,9 @@ class BestIterate:
         self.residual = self.infinity.expand(len(z))
         self.bound = self.residual  # the residual to beat; −inf once the sample no longer runs
         self.met: list[Tensor] = []
-        self.running: list[Tensor] = []  # whether each evaluation, taken alone, lets the sample run on
+        self.ran_on: list[Tensor] = []  # whether each evaluation, taken alone, lets the sample run on
+        self.rows: Tensor | None = None  # the samples still in the solve, where some have left it
+        self.whole: tuple[Tensor, Tensor] | None = None  # z and residual of all samples
 
     def update(self, z: Tensor, fz: Tensor, gap: Tensor) -> None:
         """Take note of one evaluation."""
@@ -186,26 +230,46 @@ class BestIterate:
         threshold = torch.addcmul(self.atol, scale, self.rtol)
         finite = distance < self.infinity
         met = (distance <= threshold) & finite
-        running = (distance > threshold) & finite
+        ran_on = (distance > threshold) & finite
         better = residual < self.bound
         if self.has_atol:  # then a sample can meet the tolerance with a residual that is not its lowest
             better |= met & (self.bound > -self.infinity)
         self.z = choose_rows(better, z, self.z)
         self.residual = torch.where(better, residual, self.residual)
-        self.bound = torch.minimum(self.bound, torch.where(running, self.residual, -self.infinity))
-        self.met.append(met)
-        self.running.append(running)
+        self.bound = torch.minimum(self.bound, torch.where(ran_on, self.residual, -self.infinity))
+        self.met.append(self._of_all(met))
+        self.ran_on.append(self._of_all(ran_on))
 
-    def settled(self) -> bool:
-        """Say whether no sample is running any more (waits for the device)."""
-        return bool((self.bound == -self.infinity).all())
+    def running(self) -> Tensor:
+        """Return the places, among the samples in the solve, of those that still run (waits for the device)."""
+        return (self.bound > -self.infinity).nonzero()[:, 0]
+
+    def select(self, rows: Tensor) -> None:
+        """Let all samples but these leave the solve."""
+        self.whole = self._of_everybody()
+        self.rows = rows if self.rows is None else self.rows[rows]
+        self.z, self.residual, self.bound = self.z[rows], self.residual[rows], self.bound[rows]
+
+    def _of_everybody(self) -> tuple[Tensor, Tensor]:
+        """Return the iterates and residuals of all samples, those that left and those that stayed."""
+        if self.whole is None or self.rows is None:
+            return self.z, self.residual
+        z, residual = self.whole
+        return z.index_copy(0, self.rows, self.z), residual.index_copy(0, self.rows, self.residual)
+
+    def _of_all(self, mask: Tensor) -> Tensor:
+        """Return the (batch,) mask of all samples; nothing happens any more to those that left."""
+        if self.whole is None or self.rows is None:
+            return mask
+        return mask.new_zeros(len(self.whole[1])).index_copy(0, self.rows, mask)
 
     def solution(self, like: State) -> Solution:
         """Report the iterates kept, in the structure of `like`."""
-        evaluations = len(self.running)
-        ran = torch.stack(self.running).cumprod(dim=0).sum(dim=0)  # evaluations before the one that ended it
+        z, residual = self._of_everybody()
+        evaluations = len(self.ran_on)
+        ran = torch.stack(self.ran_on).cumprod(dim=0).sum(dim=0)  # evaluations before the one that ended it
         steps = (ran + 1).clamp_max(evaluations)
         converged = torch.stack(self.met).gather(0, steps[None] - 1)[0]
         status = torch.full_like(steps, Status.diverged)
         status.masked_fill_(ran == evaluations, Status.max_steps).masked_fill_(converged, Status.converged)
-        return Solution(unpack(self.z, like), self.residual, steps, status, evaluations)
+        return Solution(unpack(z, like), residual, steps, status, evaluations)

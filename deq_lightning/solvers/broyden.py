@@ -72,6 +72,12 @@ class InverseUpdates:
         self.step, self.gap = step, gap
         return z + step
 
+    def select(self, rows: Tensor) -> None:
+        """Keep the memory of these samples only."""
+        self.left, self.right = self.left[rows], self.right[rows]
+        if self.step is not None and self.gap is not None:
+            self.step, self.gap = self.step[rows], self.gap[rows]
+
     def _quasi_newton_step(self, step: Tensor, gap: Tensor, last_gap: Tensor) -> Tensor:
         """Return −H g with H updated by the secant condition H (g − g_last) = step.
 

@@ -38,6 +38,22 @@ class FixedPointIteration(Solver):
     def start(self, z: Tensor) -> Advance:
         """Begin a solve; nothing is remembered."""
         del z
-        if self.damping == 1:
-            return lambda z, fz, gap: fz
-        return lambda z, fz, gap: torch.add(z, gap, alpha=self.damping)
+        return Relaxation(self.damping)
+
+
+class Relaxation:
+    """The damped step.
+
+    Args:
+        damping: part of the step that is taken.
+    """
+
+    def __init__(self, damping: float) -> None:
+        self.damping = damping
+
+    def __call__(self, z: Tensor, fz: Tensor, gap: Tensor) -> Tensor:
+        """Return the next iterate."""
+        return fz if self.damping == 1 else torch.add(z, gap, alpha=self.damping)
+
+    def select(self, rows: Tensor) -> None:
+        """Forget nothing, because nothing is remembered."""

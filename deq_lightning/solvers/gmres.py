@@ -85,6 +85,12 @@ class ConjugateResiduals:
         stagnates = stride.abs() <= 1e-2 * norm
         return self.point + torch.where(stagnates, norm * image, self.residual)
 
+    def select(self, rows: Tensor) -> None:
+        """Keep the memory of these samples only."""
+        self.directions, self.images = self.directions[rows], self.images[rows]
+        if self.point is not None and self.residual is not None:
+            self.point, self.residual = self.point[rows], self.residual[rows]
+
     def _orthonormalise(self, direction: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
         """Make the image orthogonal to those remembered and of unit length, and remember the pair.
 
