@@ -6,6 +6,10 @@ from deq_lightning.data import CIFAR10 as CIFAR10
 from deq_lightning.data import MNIST as MNIST
 from deq_lightning.data import SVHN as SVHN
 from deq_lightning.data import Digits as Digits
+from deq_lightning.estimators import JacobianPenalty as JacobianPenalty
+from deq_lightning.estimators import gradient_audit as gradient_audit
+from deq_lightning.estimators import jacobian_penalty as jacobian_penalty
+from deq_lightning.estimators import spectral_radius as spectral_radius
 from deq_lightning.gradients import JFB as JFB
 from deq_lightning.gradients import NPG as NPG
 from deq_lightning.gradients import UPG as UPG

@@ -13,9 +13,10 @@ MAY_IMPORT = {
     "solvers": LEAVES,
     "gradients": {*LEAVES, "solvers"},
     "models": {*LEAVES, "solvers", "gradients"},
-    "tasks": {*LEAVES, "solvers", "gradients", "models"},
+    "estimators": {*LEAVES, "solvers", "gradients", "models"},
+    "tasks": {*LEAVES, "solvers", "gradients", "estimators", "models"},
     "data": {"configured"},
-    "callbacks": {*LEAVES, "solvers", "gradients", "models"},
+    "callbacks": {*LEAVES, "solvers", "gradients", "estimators", "models", "tasks"},
     "parsing": set(),
     "runs": {"parsing"},
 }

@@ -1,10 +1,12 @@
 """The exact gradient of a fixed point."""
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from deq_lightning.gradients.adjoint import VectorJacobianProduct, attach_adjoint
 from deq_lightning.gradients.base import GradientStrategy
-from deq_lightning.solvers import GMRES, FixedPointMap, Solver
+from deq_lightning.solvers import GMRES, FixedPointMap, Solution, Solver
 from deq_lightning.state import State
 
 
@@ -29,12 +31,22 @@ class Implicit(GradientStrategy):
     def __init__(self, pretrain_steps: int = 0, unroll_steps: int = 10, adjoint_solver: Solver | None = None) -> None:
         super().__init__(pretrain_steps, unroll_steps)
         self.adjoint_solver = adjoint_solver or GMRES()
+        self.adjoint_solutions: list[Solution] = []
 
     def attach(self, f: FixedPointMap, z: State) -> State:
-        """Return f(z) with the implicit gradient."""
-        return attach_adjoint(f, z, self._solve_adjoint)
+        """Return f(z) with the implicit gradient.
 
-    def _solve_adjoint(self, vjp: VectorJacobianProduct, g: Tensor) -> Tensor:
-        w = self.adjoint_solver.solve(lambda w: vjp(w) + g, g).z
-        assert isinstance(w, Tensor)
-        return w
+        As backward goes, `adjoint_solutions` fills with the reports of the adjoint solves, without their `z`; the first
+        `attach` after it begins a new list.
+        """
+        if self.adjoint_solutions:
+            self.adjoint_solutions = []
+        reports = self.adjoint_solutions
+
+        def solve(vjp: VectorJacobianProduct, g: Tensor) -> Tensor:
+            solution = self.adjoint_solver.solve(lambda w: vjp(w) + g, g)
+            reports.append(replace(solution, z=()))  # a state kept here would outlive the step
+            assert isinstance(solution.z, Tensor)
+            return solution.z
+
+        return attach_adjoint(f, z, solve)

@@ -1,0 +1,35 @@
+"""The Jacobian of a map at a state, as products with it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from deq_lightning.solvers import FixedPointMap
+from deq_lightning.state import State, pack, unpack
+
+
+@contextmanager
+def differentiable() -> Iterator[None]:
+    """Turn gradients on, under `no_grad` and `inference_mode` too; what f uses must come from outside the latter."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+def linearise(f: FixedPointMap, z: State) -> tuple[Tensor, Tensor]:
+    """Evaluate f at `z` once, with its graph.
+
+    Returns:
+        A leaf equal to `z` and f of it, both (batch, dim).
+    """
+    leaf = pack(z).detach().clone().requires_grad_()
+    return leaf, pack(f(unpack(leaf, z)))
+
+
+def vjp(fz: Tensor, leaf: Tensor, w: Tensor, create_graph: bool = False) -> Tensor:
+    """Return Jᵀw, (batch, dim); the graph stays."""
+    if not fz.requires_grad:
+        return torch.zeros_like(leaf)  # f depends on nothing
+    keep = {"retain_graph": True, "create_graph": create_graph, "materialize_grads": True}
+    return torch.autograd.grad(fz, leaf, w, **keep)[0]
