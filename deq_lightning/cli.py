@@ -15,8 +15,9 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 import deq_lightning
-from deq_lightning.callbacks import PredictionWriter
+from deq_lightning.callbacks import DivergenceError, DivergenceGuard, EquilibriumMonitor, PredictionWriter
 from deq_lightning.data import DataError
+from deq_lightning.estimators import JacobianPenalty
 from deq_lightning.gradients import UPG, GradientStrategy
 from deq_lightning.models import ImplicitModel
 from deq_lightning.parsing import ConfigByName, Parser, UsageError, in_brief
@@ -39,6 +40,8 @@ CHECKPOINTS: dict[str, dict[str, Any]] = {
     "last_checkpoint": {"filename": "last", "enable_version_counter": False},
 }
 
+CALLBACKS = {"monitor": EquilibriumMonitor, "guard": DivergenceGuard, "predictions": PredictionWriter}
+
 
 def _family(base: type) -> list[type]:
     """Return the public classes that may be named where a `base` is wanted."""
@@ -53,6 +56,7 @@ FAMILIES = {
     "gradient": _family(GradientStrategy),
     "solver": _family(Solver),
     "adjoint_solver": _family(Solver),
+    "penalty": _family(JacobianPenalty),
 }
 
 
@@ -86,7 +90,8 @@ class DEQCLI(LightningCLI):
         for key, defaults in CHECKPOINTS.items():
             parser.add_lightning_class_args(ModelCheckpoint, key)
             parser.set_defaults({f"{key}.{name}": value for name, value in defaults.items()})
-        parser.add_lightning_class_args(PredictionWriter, "predictions")
+        for key, callback in CALLBACKS.items():
+            parser.add_lightning_class_args(callback, key)
         parser.add_argument(
             "--run",
             type=str | None,
@@ -114,7 +119,7 @@ class DEQCLI(LightningCLI):
             config.trainer.logger = False  # a test adds no curves to those of the run
         if self.folder is not None:
             config.predictions.path = config.predictions.path or str(self.folder / "predictions.csv")
-            for key in CHECKPOINTS:
+            for key in (*CHECKPOINTS, "guard"):
                 config[key].dirpath = config[key].dirpath or str(self.folder)
 
     def _begin_run(self, config: Namespace) -> None:
@@ -198,7 +203,8 @@ def main(args: Sequence[str] | None = None, run: bool = True) -> DEQCLI:
         The command line object, with `trainer`, `model` and `datamodule`.
 
     Raises:
-        SystemExit: with status 2 and a line or two on standard error for anything typed that cannot be done.
+        SystemExit: with a line or two on standard error, and status 2 for anything typed that cannot be done, 1 for a
+            run that has diverged.
     """
     for message in QUIET:
         warnings.filterwarnings("ignore", message=message)
@@ -222,3 +228,6 @@ def main(args: Sequence[str] | None = None, run: bool = True) -> DEQCLI:
     except (UsageError, DataError, MisconfigurationException) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
+    except DivergenceError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from error

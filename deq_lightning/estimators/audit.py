@@ -17,14 +17,14 @@ class Audit(NamedTuple):
     """A strategy's gradient beside the exact one.
 
     Args:
-        cosine: of the angle between them.
+        cosine: of the angle between them, a scalar like the others.
         norm_ratio: length of the strategy's gradient in units of the exact one's.
         residual: largest relative residual of the two solves behind the exact one; it is as exact as this is small.
     """
 
-    cosine: float
-    norm_ratio: float
-    residual: float
+    cosine: Tensor
+    norm_ratio: Tensor
+    residual: Tensor
 
 
 def gradient_audit(
@@ -63,9 +63,9 @@ def gradient_audit(
     norms = cheap_gradient.norm(), exact_gradient.norm()
     residuals = torch.cat([solution.residual, *(report.residual for report in exact.adjoint_solutions)])
     return Audit(
-        cosine=(cheap_gradient @ exact_gradient / (norms[0] * norms[1])).item(),
-        norm_ratio=(norms[0] / norms[1]).item(),
-        residual=residuals.max().item(),
+        cosine=cheap_gradient @ exact_gradient / (norms[0] * norms[1]),
+        norm_ratio=norms[0] / norms[1],
+        residual=residuals.max(),
     )
 
 

@@ -1,12 +1,15 @@
 """The spectral radius of a Jacobian."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from deq_lightning.configured import check_at_least
-from deq_lightning.estimators.linearise import differentiable, linearise, vjp
+from deq_lightning.estimators.linearise import transposed_product
 from deq_lightning.solvers import FixedPointMap
-from deq_lightning.state import State
+from deq_lightning.solvers.algebra import combination, inner_products
+from deq_lightning.state import State, pack
 
 
 def spectral_radius(f: FixedPointMap, z: State, steps: int = 30) -> Tensor:
@@ -31,29 +34,28 @@ def spectral_radius(f: FixedPointMap, z: State, steps: int = 30) -> Tensor:
         Saad, "Numerical methods for large eigenvalue problems", 2nd edition, 2011, algorithm 6.2.
     """
     check_at_least(1, steps=steps)
-    with differentiable():
-        leaf, fz = linearise(f, z)
-        with torch.autocast(leaf.device.type, enabled=False):  # the products below must not be rounded to half
-            hessenberg = _arnoldi(fz, leaf, min(steps, leaf.shape[1]))
+    flat = pack(z).detach()
+    product = transposed_product(f, z)
+    with torch.no_grad():
+        hessenberg = _arnoldi(product, flat, min(steps, flat.shape[1]))
     finite = torch.isfinite(hessenberg).flatten(1).all(dim=1)
     eigenvalues = torch.linalg.eigvals(torch.where(finite[:, None, None], hessenberg, 0).double().cpu())
     return torch.where(finite, eigenvalues.abs().amax(dim=1).to(hessenberg), torch.nan)
 
 
-@torch.no_grad()
-def _arnoldi(fz: Tensor, leaf: Tensor, steps: int) -> Tensor:
-    """Return (batch, steps, steps), the restriction of Jᵀ to its Krylov space in an orthonormal basis."""
-    batch, dim = leaf.shape
-    basis = leaf.new_zeros(batch, steps + 1, dim)
-    hessenberg = leaf.new_zeros(batch, steps + 1, steps)
+def _arnoldi(product: Callable[[Tensor], Tensor], like: Tensor, steps: int) -> Tensor:
+    """Return (batch, steps, steps), the restriction of the Jacobian to its Krylov space in an orthonormal basis."""
+    batch, dim = like.shape
+    basis = like.new_zeros(batch, steps + 1, dim)
+    hessenberg = like.new_zeros(batch, steps + 1, steps)
     start = torch.randn(dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    basis[:, 0] = (start / start.norm()).to(leaf)
+    basis[:, 0] = (start / start.norm()).to(like)
     for step in range(steps):
-        image = vjp(fz, leaf, basis[:, step])
+        image = product(basis[:, step])
         size = torch.linalg.vector_norm(image, dim=1)
         for _ in range(2):  # one pass of Gram-Schmidt loses orthogonality
-            overlap = torch.einsum("bkd,bd->bk", basis[:, : step + 1], image)
-            image = image - torch.einsum("bk,bkd->bd", overlap, basis[:, : step + 1])
+            overlap = inner_products(basis[:, : step + 1], image)
+            image = image - combination(overlap, basis[:, : step + 1])
             hessenberg[:, : step + 1, step] += overlap
         rest = torch.linalg.vector_norm(image, dim=1)
         # Once the basis spans an invariant subspace only rounding is left of the image; it must not become a direction.

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from deq_lightning.gradients.adjoint import VectorJacobianProduct, attach_adjoint
@@ -20,8 +21,8 @@ class Implicit(GradientStrategy):
     Args:
         pretrain_steps: optimizer steps of plain unrolling before the equilibrium is solved.
         unroll_steps: applications of the cell in that stage.
-        adjoint_solver: any solver; it works on w ↦ Jᵀw + g from w = g, to a tolerance relative to the gradient's own
-            size, so that the scale of the loss does not matter. None: `GMRES()`.
+        adjoint_solver: any solver; it works on w ↦ Jᵀw + g from w = g, with residuals and tolerance relative to ‖g‖, so
+            that the scale of the loss does not matter. None: `GMRES()`.
 
     References:
         Bai et al., "Deep equilibrium models", 2019, arXiv:1909.01377, Theorem 1.
@@ -44,9 +45,14 @@ class Implicit(GradientStrategy):
         reports = self.adjoint_solutions
 
         def solve(vjp: VectorJacobianProduct, g: Tensor) -> Tensor:
-            solution = self.adjoint_solver.solve(lambda w: vjp(w) + g, g)
+            # Of about unit length, or products in half precision would overflow inside the solver, which steps around
+            # what is not finite, and a loss scaler would never hear of it. A power of two keeps every bit.
+            norm = torch.linalg.vector_norm(g, dim=1, keepdim=True)
+            size = torch.exp2(torch.frexp(norm).exponent.to(g.dtype))
+            unit = g / size
+            solution = self.adjoint_solver.solve(lambda w: vjp(w) + unit, unit, scale=(norm / size)[:, 0])
             reports.append(replace(solution, z=()))  # a state kept here would outlive the step
             assert isinstance(solution.z, Tensor)
-            return solution.z
+            return size * solution.z
 
         return attach_adjoint(f, z, solve)

@@ -2,8 +2,10 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
@@ -65,6 +67,8 @@ class ImplicitModel(nn.Module, ABC):
         self.solver: Solver = solver or Anderson()
         self.gradient: GradientStrategy = UPG()
 
+    compiled_cell: Callable[..., Any] | None = None
+
     @abstractmethod
     def inject(self, x: Any) -> Any:
         """Return the injection u of the input; ordinary layers, run once."""
@@ -96,9 +100,23 @@ class ImplicitModel(nn.Module, ABC):
 
     def equilibrium(self, u: Any) -> Equilibrium:
         """Solve z* = cell(z*, u) and attach the gradient."""
-        f = CellMap(frozen(self).cell, u, self.separable)
+        clone = frozen(self)
+        cell = clone.cell if self.compiled_cell is None else partial(self.compiled_cell, clone)
+        f = CellMap(cell, u, self.separable)
         z, solution = self.gradient.fixed_point(f, self.initial_state(u), self.solver)
         return Equilibrium(f, z, solution)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the cell, which is what is evaluated many times, with the arguments of `torch.compile`.
+
+        Copies and pickles of the model are not compiled. A compiled cell cannot be differentiated twice.
+        """
+        # Adjoint solves go through one graph many times, so its buffers must not be given away by the first pass.
+        torch._functorch.config.donated_buffer = False
+        self.compiled_cell = torch.compile(type(self).cell, *args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__getstate__().items() if name != "compiled_cell"}
 
     def forward(self, x: Any) -> tuple[Tensor, list[Equilibrium]]:
         """Return the prediction and the equilibria behind it (several for stacked implicit layers)."""

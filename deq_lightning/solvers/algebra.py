@@ -27,7 +27,9 @@ def choose_rows(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
     `where` with a mask that is broadcast along the rows takes its time per element, so it is given fewer and wider
     ones; the bits are only copied. Arithmetic with the mask would be as fast, but 0 · NaN is NaN.
     """
+    rows = mask[:, None]
     wide = torch.complex128
-    if new.shape[1] * new.element_size() % wide.itemsize or not (new.is_contiguous() and old.is_contiguous()):
-        return torch.where(mask[:, None], new, old)
-    return torch.where(mask[:, None], new.view(wide), old.view(wide)).view(new.dtype)
+    divides = new.shape[1] * new.element_size() % wide.itemsize == 0 and new.is_contiguous() and old.is_contiguous()
+    if not divides or torch.compiler.is_compiling():  # a compiler fuses, but not complex numbers
+        return torch.where(rows, new, old)
+    return torch.where(rows, new.view(wide), old.view(wide)).view(new.dtype)

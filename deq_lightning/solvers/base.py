@@ -65,7 +65,8 @@ class Solution:
     Args:
         z: the fixed point, of the structure of `z0`: for each sample the first iterate that met the tolerance, else the
             one of lowest residual.
-        residual: (batch,) ‖f(z) − z‖ / ‖f(z)‖ of exactly this `z`; infinite if f never returned finite values.
+        residual: (batch,) ‖f(z) − z‖ / ‖f(z)‖ (or the scale given) of exactly this `z`; infinite if f never returned
+            finite values.
         steps: (batch,) evaluations of f until the sample met the tolerance or diverged, else all of them.
         status: (batch,) codes of `Status`.
         evaluations: how often f was called.
@@ -112,7 +113,7 @@ class Solver(Configured, ABC):
         """
 
     @torch.no_grad()
-    def solve(self, f: FixedPointMap, z0: State) -> Solution:
+    def solve(self, f: FixedPointMap, z0: State, scale: Tensor | None = None) -> Solution:
         """Find z = f(z) from `z0`, without a graph.
 
         Args:
@@ -120,13 +121,15 @@ class Solver(Configured, ABC):
                 has `subset(rows)`, which returns the map of these samples alone (or None), samples that are done are
                 not evaluated any further.
             z0: where to start.
+            scale: (batch,) what residuals and `rtol` are relative to. None: ‖f(z)‖. A linear system whose right-hand
+                side is b passes ‖b‖: an iterate that is far too long would look good beside its own length.
 
         Returns:
             The solution; `Solution` says how it is chosen.
         """
         z = pack(z0).detach()
         flat = FlatMap(f, like=z0, device=z.device.type)
-        best = BestIterate(z, self.atol, self.rtol)
+        best = BestIterate(z, self.atol, self.rtol, scale)
         watched = self.atol > 0 or self.rtol > 0
         rounds = any(part.dtype != z.dtype for part in parts(z0))
         # Mixed precision is the map's business; the solver's own products must not be rounded to half.
@@ -206,11 +209,13 @@ class BestIterate:
     Args:
         z: (batch, dim) the starting point.
         atol: absolute tolerance.
-        rtol: tolerance relative to ‖f(z)‖.
+        rtol: tolerance relative to the scale.
+        scale: (batch,) what residuals are relative to. None: ‖f(z)‖.
     """
 
-    def __init__(self, z: Tensor, atol: float, rtol: float) -> None:
+    def __init__(self, z: Tensor, atol: float, rtol: float, scale: Tensor | None = None) -> None:
         self.z = z
+        self.scale = scale
         self.has_atol = atol > 0
         # As tensors made on the device, because every use of a number with a tensor would first make a tensor of it.
         numbers = (atol, rtol, torch.inf, torch.finfo(z.dtype).tiny)
@@ -225,7 +230,7 @@ class BestIterate:
     def update(self, z: Tensor, fz: Tensor, gap: Tensor) -> None:
         """Take note of one evaluation."""
         distance = torch.linalg.vector_norm(gap, dim=1)
-        scale = torch.linalg.vector_norm(fz, dim=1)
+        scale = torch.linalg.vector_norm(fz, dim=1) if self.scale is None else self.scale
         residual = distance / torch.maximum(scale, self.tiny)  # 0 / 0 is an exact fixed point at the origin
         threshold = torch.addcmul(self.atol, scale, self.rtol)
         finite = distance < self.infinity
@@ -249,6 +254,7 @@ class BestIterate:
         self.whole = self._of_everybody()
         self.rows = rows if self.rows is None else self.rows[rows]
         self.z, self.residual, self.bound = self.z[rows], self.residual[rows], self.bound[rows]
+        self.scale = None if self.scale is None else self.scale[rows]
 
     def _of_everybody(self) -> tuple[Tensor, Tensor]:
         """Return the iterates and residuals of all samples, those that left and those that stayed."""

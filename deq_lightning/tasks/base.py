@@ -1,6 +1,7 @@
 """What every task shares: the gradient strategy, the optimizer, the equilibrium's report, and exact resumption."""
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,23 +10,32 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
+from deq_lightning.estimators import JacobianPenalty
 from deq_lightning.gradients import GradientStrategy
 from deq_lightning.models import Equilibrium, ImplicitModel
+from deq_lightning.state import parts
 from deq_lightning.tasks.schedules import CosineToEnd
 
 
-class ImplicitTask(pl.LightningModule):
+class ImplicitTask(pl.LightningModule, ABC):
     """Trains an implicit model with the gradient strategy found among the trainer's callbacks.
 
     Without one there, the model's own `gradient` is used and joins the callbacks, so that its schedule moves and is
-    saved. Subclasses write the steps.
+    saved. Subclasses write `loss` and the steps of evaluation.
 
     Args:
         net: the model.
         optimizer: makes the optimizer from the parameters.
         lr_scheduler: makes the schedule from the optimizer; stepped after every optimizer step (Lightning's
             `ReduceLROnPlateau`: after every epoch). None: constant.
+        penalty: a penalty on the Jacobian at the equilibrium, added to the loss in training. None: no such term.
+        compile: whether to compile the cell with `torch.compile`; slow first steps. Not with `penalty`.
+        channels_last: whether images and the weights of convolutions are stored with the channels last.
+
+    Raises:
+        ValueError: if `compile` and `penalty` are both wanted.
     """
 
     def __init__(
@@ -33,8 +43,15 @@ class ImplicitTask(pl.LightningModule):
         net: ImplicitModel,
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
+        penalty: JacobianPenalty | None = None,
+        compile: bool = False,
+        channels_last: bool = False,
     ) -> None:
         super().__init__()
+        if compile and penalty is not None:
+            raise ValueError(
+                "`penalty` differentiates the cell twice, which `compile` cannot do. Leave one of them out."
+            )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Attribute 'net' is an instance of `nn.Module`")  # removed below
             self.save_hyperparameters()
@@ -45,7 +62,30 @@ class ImplicitTask(pl.LightningModule):
         self.net = net
         self.make_optimizer = optimizer
         self.make_lr_scheduler = lr_scheduler
+        self.penalty = penalty
+        if compile:
+            net.compile()
+        if channels_last:
+            net.to(memory_format=torch.channels_last)
+            net.register_forward_pre_hook(_channels_last)
         self._rng_state: dict[str, Tensor] = {}
+
+    @abstractmethod
+    def loss(self, batch: Any) -> tuple[Tensor, list[Equilibrium]]:
+        """Return the loss of a batch, without the penalty, and the equilibria behind it; logs nothing."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Return the loss of a batch with the penalty added."""
+        del batch_idx
+        loss, equilibria = self.loss(batch)
+        size = len(parts(equilibria[0].z)[0])
+        self.log("train_loss", loss, prog_bar=True, batch_size=size)
+        self.log_equilibria(equilibria, size)
+        if self.penalty is None:
+            return loss
+        penalty = self.penalty(equilibria, self.trainer.global_step).to(loss)
+        self.log("jacobian_penalty", penalty, batch_size=size)
+        return loss + penalty
 
     def forward(self, x: Any) -> Tensor:
         """Return the prediction."""
@@ -108,6 +148,16 @@ class ImplicitTask(pl.LightningModule):
             torch.set_rng_state(self._rng_state["cpu"].cpu())
         if "cuda" in self._rng_state and self.device.type == "cuda":
             torch.cuda.set_rng_state(self._rng_state["cuda"].cpu(), self.device)
+
+
+def _channels_last(net: torch.nn.Module, inputs: Any) -> Any:
+    """Give images the memory format of the model."""
+    del net
+
+    def convert(x: Tensor) -> Tensor:
+        return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+
+    return tree_map_only(Tensor, convert, inputs)
 
 
 def _is_plain(value: Any) -> bool:

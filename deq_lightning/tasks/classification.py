@@ -6,7 +6,8 @@ from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
-from deq_lightning.models import ImplicitModel
+from deq_lightning.estimators import JacobianPenalty
+from deq_lightning.models import Equilibrium, ImplicitModel
 from deq_lightning.tasks.base import ImplicitTask
 
 Batch = tuple[Tensor, Tensor]
@@ -22,6 +23,9 @@ class ImageClassification(ImplicitTask):
         net: the model; maps images to logits.
         optimizer: makes the optimizer from the parameters.
         lr_scheduler: makes the schedule from the optimizer; stepped after every optimizer step. None: constant.
+        penalty: a penalty on the Jacobian at the equilibrium, added to the loss in training. None: no such term.
+        compile: whether to compile the cell with `torch.compile`; slow first steps. Not with `penalty`.
+        channels_last: whether images and the weights of convolutions are stored with the channels last.
     """
 
     def __init__(
@@ -29,20 +33,19 @@ class ImageClassification(ImplicitTask):
         net: ImplicitModel,
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
+        penalty: JacobianPenalty | None = None,
+        compile: bool = False,
+        channels_last: bool = False,
     ) -> None:
-        super().__init__(net, optimizer, lr_scheduler)
+        super().__init__(net, optimizer, lr_scheduler, penalty, compile, channels_last)
         self.val_acc = MulticlassAccuracy(average="micro")
         self.test_acc = MulticlassAccuracy(average="micro")
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of a batch of (images, labels)."""
-        del batch_idx
+    def loss(self, batch: Batch) -> tuple[Tensor, list[Equilibrium]]:
+        """Return the cross-entropy of a batch of (images, labels)."""
         x, y = batch
         logits, equilibria = self.net(x)
-        loss = F.cross_entropy(logits, y)
-        self.log("train_loss", loss, prog_bar=True, batch_size=len(y))
-        self.log_equilibria(equilibria, len(y))
-        return loss
+        return F.cross_entropy(logits, y), equilibria
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log loss and accuracy of the validation split."""

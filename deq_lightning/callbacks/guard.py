@@ -1,0 +1,119 @@
+"""Stopping a run that has come to nothing, while there is something to go back to."""
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from deq_lightning.callbacks.watcher import SolutionWatcher
+from deq_lightning.configured import check_at_least
+from deq_lightning.solvers import Status
+
+CAUSES = {
+    "the solver diverged on most samples": "Use a solver with damping, some `pretrain_steps`, a Jacobian penalty, or a "
+    "lower learning rate.",
+    "the loss was not finite": "Lower the learning rate, clip gradients (`trainer.gradient_clip_val`), or add a "
+    "Jacobian penalty.",
+}
+
+
+class DivergenceError(RuntimeError):
+    """Training has diverged; the message says what was seen, what to change, and where to go back to."""
+
+
+class DivergenceGuard(SolutionWatcher):
+    """Stops training after a run of bad steps: the loss is not finite, or the solver diverges on most samples.
+
+    Keeps `healthy.ckpt`, written every `save_every` steps from weights that have just given a finite loss, so that
+    there is a checkpoint from before. Counting happens on the device.
+
+    Args:
+        patience: bad steps in a row that stop the run, 1 or more.
+        diverged_share: part of a batch's samples above which its solve counts as diverged, in [0, 1).
+        check_every: steps between two looks at the count, each of which makes the host wait for the device, 1 or more.
+        save_every: optimizer steps between two healthy checkpoints, 1 or more.
+        dirpath: their folder. None: the trainer's root folder. Without checkpointing nothing is written.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        patience: int = 20,
+        diverged_share: float = 0.5,
+        check_every: int = 10,
+        save_every: int = 500,
+        dirpath: str | None = None,
+    ) -> None:
+        super().__init__()
+        check_at_least(1, patience=patience, check_every=check_every, save_every=save_every)
+        if not 0 <= diverged_share < 1:
+            raise ValueError(f"`diverged_share` must be in [0, 1), got {diverged_share}.")
+        self.patience = patience
+        self.diverged_share = diverged_share
+        self.check_every = check_every
+        self.save_every = save_every
+        self.dirpath = dirpath
+        self.saved: tuple[Path, int] | None = None
+        self._runs = torch.zeros(2, dtype=torch.long)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin to count."""
+        del trainer
+        self.saved = None
+        self._runs = torch.zeros(2, dtype=torch.long, device=pl_module.device)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        """Forget the batch before."""
+        del trainer, pl_module, args
+        self.forget()
+
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
+        """Save the weights that have just proved to be good, where it is time."""
+        del pl_module
+        step = trainer.global_step
+        if step % self.save_every or not trainer.checkpoint_callbacks:
+            return
+        if self.saved is not None and self.saved[1] == step:
+            return  # a later batch of the same optimizer step
+        if (_worst(trainer, torch.stack([*self._seen(loss), *(self._runs > 0)]).long()) == 0).all():
+            path = Path(self.dirpath or trainer.default_root_dir) / "healthy.ckpt"
+            trainer.save_checkpoint(path)
+            self.saved = path, step
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count, and stop where the count says so."""
+        del pl_module, batch
+        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
+        if loss is None:
+            return  # the task skipped the batch
+        self._runs = torch.where(self._seen(loss), self._runs + 1, 0)
+        if (batch_idx + 1) % self.check_every and not trainer.is_last_batch:
+            return
+        runs = dict(zip(CAUSES, _worst(trainer, self._runs).tolist(), strict=True))
+        cause = max(runs, key=runs.__getitem__)  # the one that came first; of two that came together, the solver's
+        if runs[cause] >= self.patience:
+            seen = f"stopped at step {trainer.global_step}: {cause} in {runs[cause]} steps in a row."
+            raise DivergenceError(f"{seen} {CAUSES[cause]} {self._way_back()}")
+
+    def _seen(self, loss: Tensor) -> Tensor:
+        """Return which of the causes this batch shows, (2,)."""
+        diverged = [solution.status == Status.diverged for solution in self.solutions]
+        share = torch.cat(diverged).float().mean() if diverged else torch.zeros_like(loss, dtype=torch.float32)
+        return torch.stack([share > self.diverged_share, ~torch.isfinite(loss.detach())])
+
+    def _way_back(self) -> str:
+        if self.saved is None:
+            return "No checkpoint from before was kept."
+        path, step = self.saved
+        return f"From before (step {step}): {path}"
+
+
+def _worst(trainer: pl.Trainer, values: Tensor) -> Tensor:
+    """Return the maximum over the processes, so that all decide the same."""
+    return trainer.strategy.reduce(values.clone(), reduce_op="max")

@@ -1,0 +1,182 @@
+"""Curves of what an equilibrium does during a run."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from deq_lightning.callbacks.watcher import SolutionWatcher
+from deq_lightning.configured import check_at_least
+from deq_lightning.estimators import gradient_audit, spectral_radius
+from deq_lightning.estimators.linearise import differentiable
+from deq_lightning.gradients import Implicit
+from deq_lightning.solvers import Status
+from deq_lightning.state import parts
+from deq_lightning.tasks import ImplicitTask
+
+
+class EquilibriumMonitor(SolutionWatcher):
+    """Logs how the equilibrium is solved and differentiated, to whatever logger is on.
+
+    Of every batch, beside the means that the task logs: `solver_steps_max` and `solver_converged` (share of samples),
+    and with `Implicit` `adjoint_steps` and `adjoint_residual`. Every `estimate_every` steps, on a few samples of the
+    batch, in evaluation mode: `spectral_radius` (mean over the samples), and of the gradient that the strategy gives
+    against the converged implicit one `gradient_cosine`, `gradient_norm_ratio`, `audit_residual`; as those show,
+    nothing of the run is changed. Loggers that take histograms (TensorBoard) get one of the solver's steps.
+
+    Args:
+        estimate_every: optimizer steps between two estimates, which cost as much as some training steps. 0: never.
+        samples: of the batch that they use, 1 or more.
+        estimate_in_evaluation: whether to estimate on the first batch of every validation and test as well.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    def __init__(self, estimate_every: int = 1000, samples: int = 8, estimate_in_evaluation: bool = False) -> None:
+        super().__init__()
+        check_at_least(0, estimate_every=estimate_every)
+        check_at_least(1, samples=samples)
+        self.estimate_every = estimate_every
+        self.samples = samples
+        self.estimate_in_evaluation = estimate_in_evaluation
+        self._estimated_at = 0
+        self._steps: list[Tensor] = []
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        """Forget the batch before."""
+        del trainer, pl_module, args
+        self.forget()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log the batch, and estimate where it is time."""
+        del outputs, batch_idx
+        pl_module.log_dict(self._reports() | _adjoint_reports(pl_module))
+        step = trainer.global_step
+        if self.estimate_every and step % self.estimate_every == 0 and step != self._estimated_at:
+            self._estimated_at = step
+            self._histogram(trainer, "solver_steps", [solution.steps for solution in self.solutions])
+            values = {name: value.item() for name, value in self._estimates(trainer, pl_module, batch).items()}
+            for logger in trainer.loggers if values else ():  # `log_dict` would repeat them until the next estimate
+                logger.log_metrics(values, step)
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Log a batch of the validation split."""
+        del outputs, dataloader_idx
+        self._log_evaluation(trainer, pl_module, batch, batch_idx, "val_")
+
+    def on_test_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Log a batch of the test split."""
+        del outputs, dataloader_idx
+        self._log_evaluation(trainer, pl_module, batch, batch_idx, "test_")
+
+    def _log_evaluation(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, prefix: str
+    ) -> None:
+        size = sum(len(solution.steps) for solution in self.solutions)
+        for name, value in self._reports().items():
+            over = "max" if name.endswith("_max") else "mean"
+            pl_module.log(prefix + name, value, reduce_fx=over, on_epoch=True, sync_dist=True, batch_size=size)
+        self._steps += [solution.steps for solution in self.solutions]
+        if self.estimate_in_evaluation and batch_idx == 0:
+            values = self._estimates(trainer, pl_module, batch)
+            named = {prefix + name: value for name, value in values.items()}
+            pl_module.log_dict(named, on_epoch=True, sync_dist=True, batch_size=self.samples)
+        self.forget()
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw the histogram of the whole split (that part of it which this process saw)."""
+        del pl_module
+        self._histogram(trainer, "val_solver_steps", self._steps)
+        self._steps = []
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw the histogram of the whole split (that part of it which this process saw)."""
+        del pl_module
+        self._histogram(trainer, "test_solver_steps", self._steps)
+        self._steps = []
+
+    def _reports(self) -> dict[str, Tensor]:
+        if not self.solutions:
+            return {}
+        steps = torch.cat([solution.steps for solution in self.solutions]).float()
+        status = torch.cat([solution.status for solution in self.solutions])
+        return {"solver_steps_max": steps.max(), "solver_converged": (status == Status.converged).float().mean()}
+
+    def _estimates(self, trainer: pl.Trainer, task: pl.LightningModule, batch: Any) -> dict[str, Tensor]:
+        if not isinstance(task, ImplicitTask):
+            return {}
+        with differentiable(), evaluating(task), trainer.precision_plugin.forward_context():
+            # A copy made here is an ordinary tensor, also where the batch comes from inference mode.
+            some = tree_map_only(Tensor, lambda x: x[: self.samples].clone(), batch)
+            rows = _estimate(task, some)
+        self.forget()  # the reports of this very computation
+        return {name: torch.stack([row[name] for row in rows]).mean() for name in rows[0]} if rows else {}
+
+    def _histogram(self, trainer: pl.Trainer, name: str, steps: Sequence[Tensor]) -> None:
+        for logger in trainer.loggers if steps and not trainer.sanity_checking else ():
+            draw = getattr(getattr(logger, "experiment", None), "add_histogram", None)
+            if draw is not None:
+                draw(name, torch.cat(list(steps)), trainer.global_step)
+
+
+def _adjoint_reports(task: pl.LightningModule) -> dict[str, Tensor]:
+    """Return what the adjoint solves of this batch reported, if there were any."""
+    strategy = getattr(getattr(task, "net", None), "gradient", None)
+    solutions = strategy.adjoint_solutions if isinstance(strategy, Implicit) else []
+    if not solutions:
+        return {}
+    return {
+        "adjoint_steps": torch.cat([solution.steps for solution in solutions]).float().mean(),
+        "adjoint_residual": torch.cat([solution.residual for solution in solutions]).mean(),
+    }
+
+
+def _estimate(task: ImplicitTask, batch: Any) -> list[dict[str, Tensor]]:
+    """Return the estimates of every equilibrium behind the loss of a batch."""
+    loss, equilibria = task.loss(batch)
+    rows = []
+    for f, z, solution in equilibria:
+        if solution is None:
+            continue
+        g = torch.autograd.grad(loss, parts(z), retain_graph=True, materialize_grads=True)
+        structured = g if isinstance(z, tuple) else g[0]
+        audit = gradient_audit(task.net.gradient, f, solution.z, structured, task.net.parameters())
+        values = {"spectral_radius": spectral_radius(f, solution.z).mean(), "gradient_cosine": audit.cosine}
+        values |= {"gradient_norm_ratio": audit.norm_ratio, "audit_residual": audit.residual}
+        rows.append({name: value.float() for name, value in values.items()})
+    return rows
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put the module into evaluation mode for a while."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode

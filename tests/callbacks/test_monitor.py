@@ -1,0 +1,149 @@
+"""What the monitor logs is true, and it changes nothing."""
+
+import copy
+import csv
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from deq_lightning import (
+    JFB,
+    MDEQ,
+    UPG,
+    Anderson,
+    Digits,
+    EquilibriumMonitor,
+    ImageClassification,
+    Implicit,
+    Status,
+    Unrolled,
+    gradient_audit,
+    spectral_radius,
+)
+
+SMALL = dict(in_channels=1, channels=(4,), groups=2, expansion=2, head_channels=(2,), final_channels=8, dropout=0.2)
+ESTIMATES = {"spectral_radius", "gradient_cosine", "gradient_norm_ratio", "audit_residual"}
+
+
+def task(max_steps: int = 12) -> ImageClassification:
+    torch.manual_seed(0)
+    return ImageClassification(MDEQ(**SMALL, solver=Anderson(max_steps=max_steps, rtol=1e-2)))
+
+
+def trainer(folder: Path, *callbacks: pl.Callback, **options: object) -> pl.Trainer:
+    quiet = dict(enable_progress_bar=False, enable_model_summary=False, logger=False, accelerator="cpu")
+    steps = {"default_root_dir": folder, "max_steps": 4, "limit_val_batches": 2, "log_every_n_steps": 1}
+    return pl.Trainer(**{**steps, **quiet, **options}, callbacks=list(callbacks))
+
+
+def weights(task: pl.LightningModule) -> list[torch.Tensor]:
+    return [value.clone() for value in task.state_dict().values()]
+
+
+@pytest.mark.parametrize("strategy", [UPG(), Implicit(), Unrolled(unroll_steps=2)])
+def test_a_watched_run_is_the_same_run(folder: Path, strategy: pl.Callback) -> None:
+    """Weights, BatchNorm's statistics and the random state, bit for bit, with every estimate switched on."""
+    ends = []
+    for callbacks in ([], [EquilibriumMonitor(estimate_every=1, estimate_in_evaluation=True)]):
+        pl.seed_everything(0)
+        one = task()
+        trainer(folder, copy.deepcopy(strategy), *callbacks).fit(one, Digits(batch_size=32))
+        ends.append([*weights(one), torch.get_rng_state()])
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+def test_what_is_logged_of_every_batch(folder: Path) -> None:
+    one, monitor = task(), EquilibriumMonitor()
+    seen = []
+    one.net.register_forward_hook(lambda net, x, output: seen.append(output[1][0].solution))
+    fit = trainer(folder, JFB(), monitor, max_steps=1, limit_val_batches=0)
+    fit.fit(one, Digits(batch_size=32))
+    (solution,) = seen
+    assert fit.callback_metrics["solver_steps_max"] == solution.steps.max()
+    assert fit.callback_metrics["solver_converged"] == (solution.status == Status.converged).float().mean()
+    assert not ESTIMATES & set(fit.callback_metrics) and "adjoint_residual" not in fit.callback_metrics
+
+
+def test_the_adjoint_solves_are_logged(folder: Path) -> None:
+    strategy = Implicit()
+    fit = trainer(folder, strategy, EquilibriumMonitor(), max_steps=1, limit_val_batches=0)
+    fit.fit(task(), Digits(batch_size=32))
+    (report,) = strategy.adjoint_solutions
+    assert fit.callback_metrics["adjoint_residual"] == report.residual.mean()
+    assert fit.callback_metrics["adjoint_steps"] == report.steps.float().mean()
+
+
+@pytest.mark.parametrize("stage", ["validate", "test"])
+def test_evaluation_is_under_inference_mode_and_over_the_whole_split(folder: Path, stage: str) -> None:
+    one, monitor = task(), EquilibriumMonitor(estimate_in_evaluation=True, samples=4)
+    seen, modes, data = [], [], Digits(batch_size=64)
+
+    def listen(net: MDEQ, x: tuple[torch.Tensor, ...], output: tuple) -> None:
+        modes.append(torch.is_inference_mode_enabled())
+        if modes[-1]:
+            seen.append(output[1][0].solution)
+
+    one.net.register_forward_hook(listen)
+    run = trainer(folder, UPG(k=3), monitor, limit_val_batches=1.0)
+    getattr(run, stage)(one, data, verbose=False)
+    prefix = {"validate": "val_", "test": "test_"}[stage]
+    metrics = run.callback_metrics
+    steps, status = (torch.cat([getattr(solution, name) for solution in seen]) for name in ("steps", "status"))
+    assert len(steps) > 256 and modes.count(False) == 1
+    assert metrics[f"{prefix}solver_steps_max"] == steps.max()
+    torch.testing.assert_close(metrics[f"{prefix}solver_converged"], (status == Status.converged).float().mean())
+
+    loader = data.val_dataloader() if stage == "validate" else data.test_dataloader()
+    x, y = next(iter(loader))
+    loss, ((f, z, solution),) = one.eval().loss((x[:4], y[:4]))
+    g = torch.autograd.grad(loss, z, retain_graph=True)
+    audit = gradient_audit(UPG(k=3), f, solution.z, g, one.net.parameters())
+    radius = spectral_radius(f, solution.z).mean()
+    close = {"rtol": 1e-3, "atol": 1e-3, "check_dtype": False}
+    torch.testing.assert_close(metrics[f"{prefix}spectral_radius"], radius, **close)
+    torch.testing.assert_close(metrics[f"{prefix}gradient_cosine"], audit.cosine, **close)
+    torch.testing.assert_close(metrics[f"{prefix}gradient_norm_ratio"], audit.norm_ratio, **close)
+
+
+def test_estimates_come_when_they_are_due(folder: Path) -> None:
+    logger = CSVLogger(folder)
+    monitor = EquilibriumMonitor(estimate_every=2)
+    trainer(folder, UPG(), monitor, logger=logger, max_steps=5, limit_val_batches=0).fit(task(), Digits(batch_size=32))
+    with Path(logger.experiment.metrics_file_path).open() as file:
+        rows = [row for row in csv.DictReader(file) if row["spectral_radius"] != ""]
+    assert [row["step"] for row in rows] == ["2", "4"]
+    assert all(float(row[name]) > 0 for row in rows for name in ESTIMATES)
+
+
+def test_steps_are_drawn_where_the_logger_can(folder: Path) -> None:
+    logger = TensorBoardLogger(folder)
+    monitor = EquilibriumMonitor(estimate_every=1)
+    fit = trainer(folder, UPG(), monitor, logger=logger, max_epochs=1, limit_train_batches=1)
+    fit.fit(task(), Digits(batch_size=32))
+    events = EventAccumulator(logger.log_dir)
+    events.Reload()
+    assert {"solver_steps", "val_solver_steps"} <= set(events.Tags()["histograms"])
+    assert events.Histograms("val_solver_steps")[0].histogram_value.num == 64
+
+
+def test_nothing_is_estimated_where_nothing_is_solved(folder: Path) -> None:
+    fit = trainer(folder, UPG(pretrain_steps=100), EquilibriumMonitor(estimate_every=1))
+    fit.fit(task(), Digits(batch_size=32))
+    assert "train_loss" in fit.callback_metrics and not ESTIMATES & set(fit.callback_metrics)
+
+
+def test_it_stops_listening(folder: Path) -> None:
+    one, monitor = task(), EquilibriumMonitor()
+    trainer(folder, UPG(), monitor, max_steps=1).fit(one, Digits(batch_size=32))
+    one(torch.zeros(2, 1, 8, 8))
+    assert monitor.solutions == [] and not one.net._forward_hooks
+
+
+@pytest.mark.parametrize("arguments", [{"estimate_every": -1}, {"samples": 0}])
+def test_bad_arguments_are_refused(arguments: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=f"`{next(iter(arguments))}` must be"):
+        EquilibriumMonitor(**arguments)
