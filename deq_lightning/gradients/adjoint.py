@@ -60,7 +60,7 @@ class _ReplaceGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, value: Tensor, backward: Callable[[Tensor], Tensor]) -> Tensor:
         ctx.replace = backward  # type: ignore[attr-defined]
-        return value.clone()
+        return value.detach()  # no copy: whoever writes to it is caught, because both share one version counter
 
     @staticmethod
     def backward(ctx: FunctionCtx, g: Tensor) -> tuple[Tensor, None]:

@@ -21,15 +21,14 @@ def combination(weights: Tensor, history: Tensor) -> Tensor:
     return torch.bmm(weights[:, None], history)[:, 0]
 
 
-def choose_rows(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    """Return (batch, dim) with the rows of `new` where the (batch,) mask holds, else those of `old`.
+def replace_rows(mask: Tensor, old: Tensor, new: Tensor) -> None:
+    """Write the rows of `new` over those of `old` where the (batch,) mask holds; both are (batch, dim).
 
     `where` with a mask that is broadcast along the rows takes its time per element, so it is given fewer and wider
     ones; the bits are only copied. Arithmetic with the mask would be as fast, but 0 · NaN is NaN.
     """
-    rows = mask[:, None]
     wide = torch.complex128
-    divides = new.shape[1] * new.element_size() % wide.itemsize == 0 and new.is_contiguous() and old.is_contiguous()
-    if not divides or torch.compiler.is_compiling():  # a compiler fuses, but not complex numbers
-        return torch.where(rows, new, old)
-    return torch.where(rows, new.view(wide), old.view(wide)).view(new.dtype)
+    divides = old.shape[1] * old.element_size() % wide.itemsize == 0 and new.is_contiguous() and old.is_contiguous()
+    if divides and not torch.compiler.is_compiling():  # a compiler fuses, but not complex numbers
+        old, new = old.view(wide), new.view(wide)
+    torch.where(mask[:, None], new, old, out=old)

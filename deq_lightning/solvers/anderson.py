@@ -58,6 +58,8 @@ class Anderson(Solver):
 class Mixing:
     """The memory of one Anderson solve: residuals, their Gram matrix, and the points to be combined.
 
+    The Gram matrix is kept with a unit diagonal, which makes the ridge relative to every residual.
+
     Args:
         z: (batch, dim) gives shapes, dtype and device.
         length: iterates remembered.
@@ -71,8 +73,10 @@ class Mixing:
         self.damping = damping
         self.residuals = z.new_empty(batch, length, dim)
         self.points = z.new_empty(batch, length, dim)
-        self.gram = z.new_zeros(batch, length, length)
-        self.ridge = ridge * torch.eye(length, dtype=z.dtype, device=z.device)
+        self.gram = z.new_empty(batch, length, length)
+        self.scale = z.new_empty(batch, length)  # one over each residual's norm
+        self.eye = torch.eye(length, dtype=z.dtype, device=z.device)
+        self.ridge = ridge * self.eye
         self.tiny = torch.finfo(z.dtype).tiny
         self.count = 0
 
@@ -84,27 +88,23 @@ class Mixing:
         self.residuals[:, slot] = gap
         self.points[:, slot] = fz if self.damping == 1 else torch.add(z, gap, alpha=self.damping)
         row = inner_products(self.residuals[:, :used], gap)
+        self.scale[:, slot] = row[:, slot].clamp_min(self.tiny).rsqrt()
+        scale = self.scale[:, :used]
+        row = torch.addcmul(self.ridge[slot, :used], row * scale, scale[:, slot : slot + 1])
         self.gram[:, slot, :used] = row
         self.gram[:, :used, slot] = row
-        weights = self._weights(used)
+        weights = self._weights(self.gram[:, :used, :used], scale)
         # A singular system (two equal residuals, say) gives no weights: take the plain step instead.
-        newest = torch.zeros_like(weights)
-        newest[:, slot] = 1
-        weights = torch.where(torch.isfinite(weights).all(dim=1, keepdim=True), weights, newest)
-        return combination(weights, self.points[:, :used])
+        sound = weights.abs().amax(dim=1, keepdim=True) < torch.inf
+        return combination(torch.where(sound, weights, self.eye[slot, :used]), self.points[:, :used])
 
     def select(self, rows: Tensor) -> None:
         """Keep the memory of these samples only."""
-        self.residuals, self.points, self.gram = self.residuals[rows], self.points[rows], self.gram[rows]
+        self.residuals, self.points = self.residuals[rows], self.points[rows]
+        self.gram, self.scale = self.gram[rows], self.scale[rows]
 
-    def _weights(self, used: int) -> Tensor:
-        """Minimise ‖Σ αᵢ gᵢ‖ with Σ αᵢ = 1; (batch, used).
-
-        The Gram matrix is brought to a unit diagonal first, which makes the ridge relative to every residual.
-        """
-        gram = self.gram[:, :used, :used]
-        scale = gram.diagonal(dim1=1, dim2=2).clamp_min(self.tiny).rsqrt()
-        system = gram * scale[:, :, None] * scale[:, None, :] + self.ridge[:used, :used]
-        solved, _ = torch.linalg.solve_ex(system, scale[:, :, None])
+    def _weights(self, gram: Tensor, scale: Tensor) -> Tensor:
+        """Minimise ‖Σ αᵢ gᵢ‖ with Σ αᵢ = 1; (batch, used)."""
+        solved, _ = torch.linalg.solve_ex(gram, scale[:, :, None])
         weights = solved[:, :, 0] * scale
         return weights / weights.sum(dim=1, keepdim=True)

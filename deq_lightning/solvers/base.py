@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from deq_lightning.configured import Configured, check_at_least
-from deq_lightning.solvers.algebra import choose_rows
+from deq_lightning.solvers.algebra import replace_rows
 from deq_lightning.state import State, pack, parts, shapes, unpack
 
 FixedPointMap = Callable[[Any], Any]  # from a State to one of the same structure
@@ -143,6 +143,7 @@ class Solver(Configured, ABC):
                 if step == self.max_steps or (running is not None and len(running) == 0):
                     break
                 z = advance(z, fz, gap)
+                del fz, gap  # two states less while f works
                 if rounds:
                     z = pack(unpack(z, z0))  # the point that f sees
                 if running is not None and len(running) < CROWDED * len(z) and hasattr(advance, "select"):
@@ -214,7 +215,7 @@ class BestIterate:
     """
 
     def __init__(self, z: Tensor, atol: float, rtol: float, scale: Tensor | None = None) -> None:
-        self.z = z
+        self.z = z.clone()
         self.scale = scale
         self.has_atol = atol > 0
         # As tensors made on the device, because every use of a number with a tensor would first make a tensor of it.
@@ -239,7 +240,7 @@ class BestIterate:
         better = residual < self.bound
         if self.has_atol:  # then a sample can meet the tolerance with a residual that is not its lowest
             better |= met & (self.bound > -self.infinity)
-        self.z = choose_rows(better, z, self.z)
+        replace_rows(better, self.z, z)
         self.residual = torch.where(better, residual, self.residual)
         self.bound = torch.minimum(self.bound, torch.where(ran_on, self.residual, -self.infinity))
         self.met.append(self._of_all(met))
