@@ -75,7 +75,8 @@ class DivergenceGuard(SolutionWatcher):
         """Save the weights that have just proved to be good, where it is time."""
         del pl_module
         step = trainer.global_step
-        if step % self.save_every or not trainer.checkpoint_callbacks:
+        fast_dev_run = trainer.fast_dev_run  # type: ignore[attr-defined]
+        if step % self.save_every or fast_dev_run or not trainer.checkpoint_callbacks:
             return
         if self.saved is not None and self.saved[1] == step:
             return  # a later batch of the same optimizer step

@@ -35,7 +35,8 @@ def derive_seed(*numbers: int) -> int:
 class EpochShuffle(Sampler[int]):
     """Shuffles by seed and epoch alone, so that a resumed run sees the order of an uninterrupted one.
 
-    Lightning calls `set_epoch` before each epoch. With several devices it deals this order out to them.
+    Lightning calls `set_epoch` before each epoch. With several devices it draws an order of its own over this one, by
+    epoch and global seed, and deals it out.
 
     Args:
         length: number of samples.
@@ -100,7 +101,8 @@ class TrainLoader(DataLoader[Any]):
 class ImageDataModule(pl.LightningDataModule, ABC):
     """Base of the image data modules: a subclass fills `train_set`, `val_set` and `test_set` in `setup`.
 
-    The order of the training images depends on `seed` and the epoch only; the last, smaller batch is kept.
+    The order of the training images depends on `seed` and the epoch only (with several devices also on the global
+    seed); the last, smaller batch is kept.
 
     Args:
         batch_size: training images per step and device, 1 or more.
