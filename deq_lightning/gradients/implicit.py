@@ -1,11 +1,12 @@
 """The exact gradient of a fixed point."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from deq_lightning.gradients.adjoint import VectorJacobianProduct, attach_adjoint
+from deq_lightning.gradients.adjoint import Adjoint, VectorJacobianProduct, attach_adjoint
 from deq_lightning.gradients.base import GradientStrategy
 from deq_lightning.solvers import GMRES, FixedPointMap, Solution, Solver
 from deq_lightning.state import State
@@ -23,16 +24,45 @@ class Implicit(GradientStrategy):
         unroll_steps: applications of the cell in that stage.
         adjoint_solver: any solver; it works on w ↦ Jᵀw + g from w = g, with residuals and tolerance relative to ‖g‖, so
             that the scale of the loss does not matter. None: `GMRES()`.
+        reuse_inverse: whether to start and precondition the adjoint solve with the inverse Jacobian that the model's
+            `Broyden` solver has built, as SHINE does with refinement. On stiff cells several times more exact for the
+            same number of products, on others less; its history must be long, and stays in memory until backward.
+
+    Raises:
+        ValueError: if an argument is out of its range.
 
     References:
         Bai et al., "Deep equilibrium models", 2019, arXiv:1909.01377, Theorem 1.
         Geng et al., "On training implicit models", 2021, arXiv:2111.05177, Eq. 4.
+        Ramzi et al., "SHINE: sharing the inverse estimate from the forward pass for bi-level optimization and implicit
+        models", ICLR 2022, arXiv:2106.00553.
     """
 
-    def __init__(self, pretrain_steps: int = 0, unroll_steps: int = 10, adjoint_solver: Solver | None = None) -> None:
+    def __init__(
+        self,
+        pretrain_steps: int = 0,
+        unroll_steps: int = 10,
+        adjoint_solver: Solver | None = None,
+        reuse_inverse: bool = False,
+    ) -> None:
         super().__init__(pretrain_steps, unroll_steps)
         self.adjoint_solver = adjoint_solver or GMRES()
+        self.reuse_inverse = reuse_inverse
         self.adjoint_solutions: list[Solution] = []
+
+    def fixed_point(self, f: FixedPointMap, z0: State, solver: Solver) -> tuple[State, Solution | None]:
+        """Solve z = f(z) from `z0` and attach the gradient, with what the solver has learnt of (I − J)⁻¹ if wanted.
+
+        Raises:
+            ValueError: if `reuse_inverse` is wanted of a solver that builds no inverse.
+        """
+        if self.unrolled or not self.reuse_inverse or not torch.is_grad_enabled():
+            return super().fixed_point(f, z0, solver)
+        solution = solver.solve(f, z0, keep_inverse=True)
+        if solution.transposed_inverse is None:
+            raise ValueError(f"`reuse_inverse` needs `Broyden` as the model's solver, got {solver}.")
+        z = attach_adjoint(f, solution.z, self._adjoint(solution.transposed_inverse))
+        return z, replace(solution, transposed_inverse=None)
 
     def attach(self, f: FixedPointMap, z: State) -> State:
         """Return f(z) with the implicit gradient.
@@ -40,6 +70,10 @@ class Implicit(GradientStrategy):
         As backward goes, `adjoint_solutions` fills with the reports of the adjoint solves, without their `z`; the first
         `attach` after it begins a new list.
         """
+        return attach_adjoint(f, z, self._adjoint())
+
+    def _adjoint(self, precondition: Callable[[Tensor], Tensor] | None = None) -> Adjoint:
+        """Return the adjoint solve, of w ↦ w + P(Jᵀw + g − w) from P g if there is a preconditioner P."""
         if self.adjoint_solutions:
             self.adjoint_solutions = []
         reports = self.adjoint_solutions
@@ -50,9 +84,15 @@ class Implicit(GradientStrategy):
             norm = torch.linalg.vector_norm(g, dim=1, keepdim=True)
             size = torch.exp2(torch.frexp(norm).exponent.to(g.dtype))
             unit = g / size
-            solution = self.adjoint_solver.solve(lambda w: vjp(w) + unit, unit, scale=(norm / size)[:, 0])
+
+            def f(w: Tensor) -> Tensor:
+                fw = vjp(w) + unit
+                return fw if precondition is None else w + precondition(fw - w)
+
+            start = unit if precondition is None else precondition(unit)
+            solution = self.adjoint_solver.solve(f, start, scale=(norm / size)[:, 0])
             reports.append(replace(solution, z=()))  # a state kept here would outlive the step
             assert isinstance(solution.z, Tensor)
             return size * solution.z
 
-        return attach_adjoint(f, z, solve)
+        return solve

@@ -4,7 +4,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any, Protocol
 
@@ -70,6 +70,8 @@ class Solution:
         steps: (batch,) evaluations of f until the sample met the tolerance or diverged, else all of them.
         status: (batch,) codes of `Status`.
         evaluations: how often f was called.
+        transposed_inverse: maps (batch, dim) to an estimate of its product with (I − Jᵀ)⁻¹; None unless asked for, and
+            then from solvers that build one.
     """
 
     z: State
@@ -77,6 +79,7 @@ class Solution:
     steps: Tensor
     status: Tensor
     evaluations: int
+    transposed_inverse: Callable[[Tensor], Tensor] | None = None
 
 
 class Solver(Configured, ABC):
@@ -113,7 +116,7 @@ class Solver(Configured, ABC):
         """
 
     @torch.no_grad()
-    def solve(self, f: FixedPointMap, z0: State, scale: Tensor | None = None) -> Solution:
+    def solve(self, f: FixedPointMap, z0: State, scale: Tensor | None = None, keep_inverse: bool = False) -> Solution:
         """Find z = f(z) from `z0`, without a graph.
 
         Args:
@@ -123,6 +126,7 @@ class Solver(Configured, ABC):
             z0: where to start.
             scale: (batch,) what residuals and `rtol` are relative to. None: ‖f(z)‖. A linear system whose right-hand
                 side is b passes ‖b‖: an iterate that is far too long would look good beside its own length.
+            keep_inverse: whether the solution keeps what the solver has learnt of (I − J)⁻¹, and with it the memory.
 
         Returns:
             The solution; `Solution` says how it is chosen.
@@ -155,7 +159,10 @@ class Solver(Configured, ABC):
         if torch.is_autocast_enabled(z.device.type):
             # Weights cast without a graph would be reused, without their gradient, by the next evaluation with one.
             torch.clear_autocast_cache()
-        return best.solution(like=z0)
+        solution = best.solution(like=z0)
+        if keep_inverse and best.rows is None:
+            solution = replace(solution, transposed_inverse=getattr(advance, "transposed_inverse", None))
+        return solution
 
     def _looks_at(self, step: int) -> bool:
         return (step - 1) % self.check_every == 0

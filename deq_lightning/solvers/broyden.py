@@ -72,6 +72,11 @@ class InverseUpdates:
         self.step, self.gap = step, gap
         return z + step
 
+    def transposed_inverse(self, g: Tensor) -> Tensor:
+        """Return −Hᵀ g, an estimate of (I − Jᵀ)⁻¹ g, (batch, dim)."""
+        left, right = self.left[:, : self.count], self.right[:, : self.count]
+        return g - combination(inner_products(left, g), right)
+
     def select(self, rows: Tensor) -> None:
         """Keep the memory of these samples only."""
         self.left, self.right = self.left[rows], self.right[rows]
