@@ -229,5 +229,5 @@ def main(args: Sequence[str] | None = None, run: bool = True) -> DEQCLI:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
     except DivergenceError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from error

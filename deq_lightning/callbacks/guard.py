@@ -82,7 +82,7 @@ class DivergenceGuard(SolutionWatcher):
             return  # a later batch of the same optimizer step
         if (_worst(trainer, torch.stack([*self._seen(loss), *(self._runs > 0)]).long()) == 0).all():
             path = Path(self.dirpath or trainer.default_root_dir) / "healthy.ckpt"
-            trainer.save_checkpoint(path)
+            trainer.save_checkpoint(path, weights_only=False)  # all of it, not only the weights
             self.saved = path, step
 
     def on_train_batch_end(
