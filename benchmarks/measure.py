@@ -1,4 +1,4 @@
-"""Times as ratios, and peak memory in bytes that were really alive."""
+"""Times as ratios, peak memory in bytes that were really alive, and counts of the work done."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -6,7 +6,11 @@ from statistics import median
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
+
+from deq_lightning.solvers import FixedPointMap
+from deq_lightning.state import State, parts
 
 
 def cpu_seconds(action: Callable[[], Any]) -> float:
@@ -42,6 +46,32 @@ def peak_bytes(action: Callable[[], Any]) -> int:
         alive += event.nbytes()
         peak = max(peak, alive)
     return peak
+
+
+class Counter:
+    """A map that counts its evaluations without a graph, with one and again in backward, and backward passes."""
+
+    def __init__(self, f: FixedPointMap) -> None:
+        self.f = f
+        self.bare = self.graph = self.again = self.passes = 0
+        self.backward = False
+
+    def __call__(self, z: State) -> State:
+        """Evaluate the map; counted first, because checkpointing leaves it as soon as it has what it needs."""
+        kind = "again" if self.backward else "graph" if torch.is_grad_enabled() else "bare"
+        setattr(self, kind, getattr(self, kind) + 1)
+        fz = self.f(z)
+        if torch.is_grad_enabled():
+            parts(fz)[0].register_hook(self._pass)
+        return fz
+
+    def _pass(self, g: Tensor) -> None:
+        self.passes += 1
+
+    @property
+    def products(self) -> int:
+        """Vector-Jacobian products: the passes that did not go on to the parameters."""
+        return self.passes - self.graph
 
 
 def versions() -> str:

@@ -9,6 +9,7 @@ from enum import IntEnum
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from deq_lightning.configured import Configured, check_at_least
@@ -211,8 +212,9 @@ class FlatMap:
 class BestIterate:
     """Keeps, sample by sample, the iterate to return and what is to be said of it.
 
-    A sample is running until it meets the tolerance or turns non-finite; from then on nothing of it changes. Only what
-    the next evaluation needs is computed during the solve; steps and status are read off the record at its end.
+    A sample is running until it meets the tolerance or turns non-finite; from then on nothing of it changes. During the
+    solve one key per evaluation decides: the relative residual, or −1 where only the absolute tolerance is met. Steps,
+    status and residual are read off the record at the end.
 
     Args:
         z: (batch, dim) the starting point.
@@ -223,67 +225,61 @@ class BestIterate:
 
     def __init__(self, z: Tensor, atol: float, rtol: float, scale: Tensor | None = None) -> None:
         self.z = z.clone()
+        self.atol = atol
+        self.rtol = rtol
         self.scale = scale
-        self.has_atol = atol > 0
-        # As tensors made on the device, because every use of a number with a tensor would first make a tensor of it.
-        numbers = (atol, rtol, torch.inf, torch.finfo(z.dtype).tiny)
-        self.atol, self.rtol, self.infinity, self.tiny = (z.new_full((), number) for number in numbers)
-        self.residual = self.infinity.expand(len(z))
-        self.bound = self.residual  # the residual to beat; −inf once the sample no longer runs
-        self.met: list[Tensor] = []
-        self.ran_on: list[Tensor] = []  # whether each evaluation, taken alone, lets the sample run on
+        # A tensor made on the device, because every use of a number with a tensor would first make a tensor of it.
+        self.tiny = z.new_full((), torch.finfo(z.dtype).tiny)
+        self.bound = z.new_full((len(z),), torch.inf)  # the key to beat; −inf or NaN once the sample no longer runs
+        self.keys: list[Tensor] = []
+        self.residuals: list[Tensor] = []
         self.rows: Tensor | None = None  # the samples still in the solve, where some have left it
-        self.whole: tuple[Tensor, Tensor] | None = None  # z and residual of all samples
+        self.whole: Tensor | None = None  # the iterates of all samples
 
     def update(self, z: Tensor, fz: Tensor, gap: Tensor) -> None:
         """Take note of one evaluation."""
         distance = torch.linalg.vector_norm(gap, dim=1)
         scale = torch.linalg.vector_norm(fz, dim=1) if self.scale is None else self.scale
-        residual = distance / torch.maximum(scale, self.tiny)  # 0 / 0 is an exact fixed point at the origin
-        threshold = torch.addcmul(self.atol, scale, self.rtol)
-        finite = distance < self.infinity
-        met = (distance <= threshold) & finite
-        ran_on = (distance > threshold) & finite
-        better = residual < self.bound
-        if self.has_atol:  # then a sample can meet the tolerance with a residual that is not its lowest
-            better |= met & (self.bound > -self.infinity)
-        replace_rows(better, self.z, z)
-        self.residual = torch.where(better, residual, self.residual)
-        self.bound = torch.minimum(self.bound, torch.where(ran_on, self.residual, -self.infinity))
-        self.met.append(self._of_all(met))
-        self.ran_on.append(self._of_all(ran_on))
+        residual = key = distance / torch.maximum(scale, self.tiny)  # 0 / 0 is an exact fixed point at the origin
+        if self.atol > 0:  # then a sample can meet the tolerance with a residual that is not its lowest
+            key = torch.where(distance <= self.atol + self.rtol * scale, -1, residual)
+        replace_rows(key < self.bound, self.z, z)
+        self.bound = torch.minimum(self.bound, F.threshold(key, self.rtol, -torch.inf))
+        self.keys.append(self._of_all(key))
+        self.residuals.append(self._of_all(residual))
 
     def running(self) -> Tensor:
         """Return the places, among the samples in the solve, of those that still run (waits for the device)."""
-        return (self.bound > -self.infinity).nonzero()[:, 0]
+        return (self.bound > -torch.inf).nonzero()[:, 0]
 
     def select(self, rows: Tensor) -> None:
         """Let all samples but these leave the solve."""
-        self.whole = self._of_everybody()
+        self.whole = self._iterates()
         self.rows = rows if self.rows is None else self.rows[rows]
-        self.z, self.residual, self.bound = self.z[rows], self.residual[rows], self.bound[rows]
+        self.z, self.bound = self.z[rows], self.bound[rows]
         self.scale = None if self.scale is None else self.scale[rows]
 
-    def _of_everybody(self) -> tuple[Tensor, Tensor]:
-        """Return the iterates and residuals of all samples, those that left and those that stayed."""
-        if self.whole is None or self.rows is None:
-            return self.z, self.residual
-        z, residual = self.whole
-        return z.index_copy(0, self.rows, self.z), residual.index_copy(0, self.rows, self.residual)
+    def _iterates(self) -> Tensor:
+        """Return the iterates of all samples, those that left and those that stayed."""
+        return self.z if self.whole is None or self.rows is None else self.whole.index_copy(0, self.rows, self.z)
 
-    def _of_all(self, mask: Tensor) -> Tensor:
-        """Return the (batch,) mask of all samples; nothing happens any more to those that left."""
+    def _of_all(self, values: Tensor) -> Tensor:
+        """Return the (batch,) values of all samples; those that left have none any more."""
         if self.whole is None or self.rows is None:
-            return mask
-        return mask.new_zeros(len(self.whole[1])).index_copy(0, self.rows, mask)
+            return values
+        return values.new_full((len(self.whole),), torch.nan).index_copy(0, self.rows, values)
 
     def solution(self, like: State) -> Solution:
         """Report the iterates kept, in the structure of `like`."""
-        z, residual = self._of_everybody()
-        evaluations = len(self.ran_on)
-        ran = torch.stack(self.ran_on).cumprod(dim=0).sum(dim=0)  # evaluations before the one that ended it
+        keys = torch.stack(self.keys)
+        evaluations = len(keys)
+        ran = (keys > self.rtol).cumprod(dim=0).sum(dim=0)  # evaluations before the one that ended it
         steps = (ran + 1).clamp_max(evaluations)
-        converged = torch.stack(self.met).gather(0, steps[None] - 1)[0]
+        converged = keys.gather(0, steps[None] - 1)[0] <= self.rtol
         status = torch.full_like(steps, Status.diverged)
         status.masked_fill_(ran == evaluations, Status.max_steps).masked_fill_(converged, Status.converged)
-        return Solution(unpack(z, like), residual, steps, status, evaluations)
+        before = torch.arange(evaluations, device=keys.device)[:, None] < steps
+        lowest = torch.where(before & (keys < torch.inf), keys, torch.inf).min(dim=0)
+        residual = torch.stack(self.residuals).gather(0, lowest.indices[None])[0]
+        residual = torch.where(lowest.values < torch.inf, residual, torch.inf)
+        return Solution(unpack(self._iterates(), like), residual, steps, status, evaluations)
