@@ -51,7 +51,7 @@ def bare(problem: Map, steps: int) -> Tensor:
 
 
 @torch.no_grad()
-def compare_solvers(problem: Map, name: str, steps: int, rounds: int) -> dict[str, float]:
+def compare_solvers(problem: Map, name: str, steps: int, rounds: int, compile: bool) -> dict[str, float]:
     """Measure one solver on one map."""
     ours, theirs = OURS[name](steps), THEIRS[name]
     actions: dict[str, Callable[[], Tensor]] = {
@@ -59,8 +59,10 @@ def compare_solvers(problem: Map, name: str, steps: int, rounds: int) -> dict[st
         "ours": lambda: ours.solve(problem.f, problem.z0).z,  # type: ignore[dict-item,return-value]
         "theirs": lambda: theirs(problem.f, problem.z0, max_iter=steps, tol=0.0)[0],
     }
+    if compile:
+        actions["compiled"] = torch.compile(actions["ours"], fullgraph=True)
     times = interleaved(actions, rounds)
-    row = {}
+    row = {"compiled_time": ratio(times, "compiled", "bare")} if compile else {}
     for side in ("ours", "theirs"):
         reached = residual(problem.f, actions[side]().view_as(problem.z0))
         row |= {
@@ -145,16 +147,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=30, help="evaluations of f")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--maps", nargs="+", choices=MAPS, default=list(MAPS))
+    parser.add_argument(
+        "--compile", action="store_true", help="time whole solves compiled as one graph, too; minutes each"
+    )
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/peers.json"))
     options = parser.parse_args()
     print(f"{versions()}; N = {options.steps}; ours / torchdeq's\n")
     print("| map | solver | time / bare | median residual | worst residual | peak states |\n|---|---|---|---|---|---|")
     table: dict[str, Any] = {}
-    for map_name, make in MAPS.items():
+    maps = {name: MAPS[name] for name in options.maps}
+    for map_name, make in maps.items():
         for solver in OURS:
-            row = compare_solvers(make(), solver, options.steps, options.rounds)
+            row = compare_solvers(make(), solver, options.steps, options.rounds, options.compile)
             table[f"{map_name} {solver}"] = row
             cells = [f"{row[f'ours_{key}']:.{digits}} / {row[f'theirs_{key}']:.{digits}}" for key, digits in COLUMNS]
+            cells += [f"compiled {row['compiled_time']:.2f}"] if options.compile else []
             print(f"| {map_name} | {solver} | {' | '.join(cells)} |", flush=True)
     table["tanh N=50"] = late_residuals(MAPS["tanh"](), 50)
     print("\nmedian residuals, tanh, N = 50:", {name: f"{value:.1e}" for name, value in table["tanh N=50"].items()})
@@ -162,7 +170,7 @@ def main() -> None:
         "\n| map | training step | time / torchdeq anderson | / torchdeq broyden | / Unrolled | error | peak states |"
     )
     print("|---|---|---|---|---|---|---|")
-    for map_name, make in MAPS.items():
+    for map_name, make in maps.items():
         table[f"{map_name} step"] = rows = compare_steps(make, options.steps, max(options.rounds // 2, 1))
         for name, row in rows.items():
             bases = ("torchdeq anderson, both", "torchdeq broyden, both", f"Unrolled({options.steps})")
