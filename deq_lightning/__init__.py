@@ -23,6 +23,7 @@ from deq_lightning.models import FPN as FPN
 from deq_lightning.models import MDEQ as MDEQ
 from deq_lightning.models import Equilibrium as Equilibrium
 from deq_lightning.models import ImplicitModel as ImplicitModel
+from deq_lightning.models import MDEQSegmentation as MDEQSegmentation
 from deq_lightning.solvers import GMRES as GMRES
 from deq_lightning.solvers import Anderson as Anderson
 from deq_lightning.solvers import Broyden as Broyden

@@ -6,7 +6,18 @@ import pickle
 import pytest
 import torch
 
-from deq_lightning import JFB, MDEQ, NPG, UPG, Broyden, FixedPointIteration, GradientStrategy, Implicit, Unrolled
+from deq_lightning import (
+    JFB,
+    MDEQ,
+    NPG,
+    UPG,
+    Broyden,
+    FixedPointIteration,
+    GradientStrategy,
+    Implicit,
+    MDEQSegmentation,
+    Unrolled,
+)
 from deq_lightning.models.frozen import WeightNormConv2d
 
 LARGE = dict(channels=(32, 64, 128, 256), head_channels=(14, 28, 56, 112), final_channels=1680)
@@ -25,9 +36,57 @@ def count(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-@pytest.mark.parametrize(("size", "parameters"), [({}, 158_986), (LARGE, 11_098_398), (IMAGENET_SMALL, 16_808_936)])
+REG = dict(IMAGENET_SMALL, head_channels=(28, 56, 112, 224), post_affine=False)
+WIDE = dict(IMAGENET_SMALL, channels=(80, 160, 320, 640), head_channels=(32, 64, 128, 256))
+
+
+@pytest.mark.parametrize(
+    ("size", "parameters"),
+    [
+        ({}, 158_986),
+        ({"post_affine": False}, 158_890),
+        ({"weight_norm": "all"}, 159_034),
+        (LARGE, 11_098_398),
+        (dict(LARGE, post_affine=False), 11_097_438),
+        (dict(LARGE, weight_norm="all"), 11_099_998),
+        (IMAGENET_SMALL, 16_808_936),
+        (dict(IMAGENET_SMALL, weight_norm="blocks"), 16_808_456),
+        (REG, 18_613_496),
+        (WIDE, 67_063_624),
+        (dict(WIDE, post_affine=False), 67_061_224),
+        (dict(WIDE, channels=(88, 176, 352, 704), expansion=6), 90_463_280),
+    ],
+)
 def test_published_parameter_counts(size: dict, parameters: int) -> None:
-    assert count(MDEQ(**size)) == parameters
+    with torch.device("meta"):
+        net = MDEQ(**{**size, "init_std": None})
+    assert count(net) == parameters
+
+
+@pytest.mark.parametrize(
+    ("size", "parameters"),
+    [
+        ({}, 8_968_467),
+        ({"channels": (80, 160, 320, 640)}, 55_955_859),
+        ({"channels": (88, 176, 352, 704), "expansion": 6}, 79_551_755),
+    ],
+)
+def test_published_parameter_counts_of_segmentation(size: dict, parameters: int) -> None:
+    with torch.device("meta"):
+        net = MDEQSegmentation(**size, init_std=None)
+    assert count(net) == parameters
+
+
+def test_segmentation_labels_every_pixel_of_the_finest_branch() -> None:
+    """The head is a linear map of the branches brought to one size: on constant branches it is the same everywhere."""
+    net = MDEQSegmentation(channels=(8, 8, 8), solver=FixedPointIteration(max_steps=3)).eval()
+    logits, ((_, z, _),) = net(torch.randn(2, 3, 36, 52))
+    assert logits.shape == (2, 19, 9, 13)
+    assert [part.shape[2:] for part in z] == [(9, 13), (5, 7), (3, 4)]
+    constant = tuple(torch.full_like(part, 0.5 * i) for i, part in enumerate(z))
+    values = net.readout(constant)
+    torch.testing.assert_close(values, values[:, :, :1, :1].expand_as(values))
+    assert {module.momentum for module in net.modules() if isinstance(module, torch.nn.BatchNorm2d)} == {0.01}
 
 
 def test_published_parts_of_tiny() -> None:
