@@ -22,7 +22,7 @@ from deq_lightning.gradients import UPG, GradientStrategy
 from deq_lightning.models import ImplicitModel
 from deq_lightning.parsing import ConfigByName, Parser, UsageError, in_brief
 from deq_lightning.runs import SaveConfig, check_fits, free_folder, read_checkpoint, with_own_config
-from deq_lightning.solvers import Solver
+from deq_lightning.solvers import NormalCG, Solver
 from deq_lightning.tasks import ImplicitTask
 
 say = rank_zero_only(print)
@@ -54,7 +54,7 @@ FAMILIES = {
     "net": _family(ImplicitModel),
     "data": _family(pl.LightningDataModule),
     "gradient": _family(GradientStrategy),
-    "solver": _family(Solver),
+    "solver": [one for one in _family(Solver) if one is not NormalCG],  # that one is for adjoint systems alone
     "adjoint_solver": _family(Solver),
     "penalty": _family(JacobianPenalty),
 }

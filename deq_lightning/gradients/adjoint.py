@@ -4,13 +4,46 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.autograd.function import FunctionCtx
 
 from deq_lightning.solvers import FixedPointMap
 from deq_lightning.state import State, pack, unpack
 
-VectorJacobianProduct = Callable[[Tensor], Tensor]
-Adjoint = Callable[[VectorJacobianProduct, Tensor], Tensor]
+
+class Jacobian:
+    """The Jacobian of f at a state, as products with (batch, dim) tensors.
+
+    Args:
+        f: the map.
+        leaf: (batch, dim) the state, which requires gradients.
+        fz: (batch, dim) f of it, with its graph.
+        like: gives the structure of the state.
+    """
+
+    def __init__(self, f: FixedPointMap, leaf: Tensor, fz: Tensor, like: State) -> None:
+        self.f = f
+        self.leaf = leaf
+        self.fz = fz
+        self.like = like
+        device = leaf.device.type
+        # Backward runs outside of the caller's autocast.
+        self.autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+    def transposed(self, w: Tensor) -> Tensor:
+        """Return Jᵀw by going back through the one graph, which stays."""
+        return torch.autograd.grad(self.fz, self.leaf, w, retain_graph=True, materialize_grads=True)[0]
+
+    def __call__(self, v: Tensor) -> Tensor:
+        """Return J v by one evaluation of f in forward mode."""
+        autocast = torch.autocast(self.leaf.device.type, dtype=self.autocast, enabled=self.autocast is not None)
+        with torch.no_grad(), forward_ad.dual_level(), autocast:
+            fz = pack(self.f(unpack(forward_ad.make_dual(self.leaf.detach(), v), self.like)))
+            tangent = forward_ad.unpack_dual(fz).tangent
+        return torch.zeros_like(v) if tangent is None else tangent
+
+
+Adjoint = Callable[[Jacobian, Tensor], Tensor]
 
 
 def attach_adjoint(f: FixedPointMap, z: State, adjoint: Adjoint) -> State:
@@ -23,7 +56,7 @@ def attach_adjoint(f: FixedPointMap, z: State, adjoint: Adjoint) -> State:
     Args:
         f: the map.
         z: its fixed point, without a graph.
-        adjoint: maps the product with the transposed Jacobian at `z`, and g as a (batch, dim) tensor, to w.
+        adjoint: maps the Jacobian at `z`, and g as a (batch, dim) tensor, to w.
 
     Returns:
         f(z), of the structure and dtype of `z`. Differentiating twice raises.
@@ -31,12 +64,10 @@ def attach_adjoint(f: FixedPointMap, z: State, adjoint: Adjoint) -> State:
     flat = pack(z).detach().requires_grad_()
     fz = pack(f(unpack(flat, z)))
 
-    def vjp(w: Tensor) -> Tensor:
-        return torch.autograd.grad(fz, flat, w, retain_graph=True, materialize_grads=True)[0]
-
+    jacobian = Jacobian(f, flat, fz, z)
     if not _reaches_a_leaf(fz, besides=flat):
         return unpack(fz.detach(), z)  # everything is frozen: an adjoint would be solved for nobody
-    return unpack(_ReplaceGradient.apply(fz, lambda g: adjoint(vjp, g)), z)
+    return unpack(_ReplaceGradient.apply(fz, lambda g: adjoint(jacobian, g)), z)
 
 
 def _reaches_a_leaf(output: Tensor, besides: Tensor) -> bool:

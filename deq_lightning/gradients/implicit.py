@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from deq_lightning.gradients.adjoint import Adjoint, VectorJacobianProduct, attach_adjoint
+from deq_lightning.gradients.adjoint import Adjoint, Jacobian, attach_adjoint
 from deq_lightning.gradients.base import GradientStrategy
 from deq_lightning.solvers import GMRES, FixedPointMap, Solution, Solver
 from deq_lightning.state import State
@@ -78,21 +78,55 @@ class Implicit(GradientStrategy):
             self.adjoint_solutions = []
         reports = self.adjoint_solutions
 
-        def solve(vjp: VectorJacobianProduct, g: Tensor) -> Tensor:
+        def solve(jacobian: Jacobian, g: Tensor) -> Tensor:
             # Of about unit length, or products in half precision would overflow inside the solver, which steps around
             # what is not finite, and a loss scaler would never hear of it. A power of two keeps every bit.
             norm = torch.linalg.vector_norm(g, dim=1, keepdim=True)
             size = torch.exp2(torch.frexp(norm).exponent.to(g.dtype))
             unit = g / size
 
-            def f(w: Tensor) -> Tensor:
-                fw = vjp(w) + unit
-                return fw if precondition is None else w + precondition(fw - w)
-
-            start = unit if precondition is None else precondition(unit)
-            solution = self.adjoint_solver.solve(f, start, scale=(norm / size)[:, 0])
+            f = AdjointMap(jacobian, unit) if precondition is None else Preconditioned(jacobian, unit, precondition)
+            solution = self.adjoint_solver.solve(f, f.start, scale=(norm / size)[:, 0])
             reports.append(replace(solution, z=()))  # a state kept here would outlive the step
             assert isinstance(solution.z, Tensor)
             return size * solution.z
 
         return solve
+
+
+class AdjointMap:
+    """The affine map w ↦ Jᵀw + g, whose fixed point is the adjoint.
+
+    Args:
+        jacobian: J.
+        g: (batch, dim) the incoming gradient.
+    """
+
+    def __init__(self, jacobian: Jacobian, g: Tensor) -> None:
+        self.jacobian = jacobian
+        self.g = g
+        self.start = g
+        self.transposed = jacobian  # v ↦ J v, for solvers that need the transpose of the map itself
+
+    def __call__(self, w: Tensor) -> Tensor:
+        """Evaluate the map."""
+        return self.jacobian.transposed(w) + self.g
+
+
+class Preconditioned:
+    """The map w ↦ w + P(Jᵀw + g − w), of the same fixed point.
+
+    Args:
+        jacobian: J.
+        g: (batch, dim) the incoming gradient.
+        inverse: P, an estimate of (I − Jᵀ)⁻¹.
+    """
+
+    def __init__(self, jacobian: Jacobian, g: Tensor, inverse: Callable[[Tensor], Tensor]) -> None:
+        self.adjoint = AdjointMap(jacobian, g)
+        self.inverse = inverse
+        self.start = inverse(g)
+
+    def __call__(self, w: Tensor) -> Tensor:
+        """Evaluate the map."""
+        return w + self.inverse(self.adjoint(w) - w)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from deq_lightning.configured import check_at_least, check_damping
-from deq_lightning.gradients.adjoint import VectorJacobianProduct, attach_adjoint
+from deq_lightning.gradients.adjoint import Jacobian, attach_adjoint
 from deq_lightning.gradients.base import ONE_STEP, GradientStrategy
 from deq_lightning.solvers import FixedPointMap
 from deq_lightning.state import State
@@ -41,9 +41,9 @@ class NPG(GradientStrategy):
         """Return f(z) with the truncated Neumann series as its adjoint."""
         return attach_adjoint(f, z, self._series)
 
-    def _series(self, vjp: VectorJacobianProduct, g: Tensor) -> Tensor:
+    def _series(self, jacobian: Jacobian, g: Tensor) -> Tensor:
         """Horner's scheme: w ← g + B w, k − 1 times."""
         w = g
         for _ in range(self.k - 1):
-            w = g + torch.lerp(w, vjp(w), self.damping)
+            w = g + torch.lerp(w, jacobian.transposed(w), self.damping)
         return self.damping * w

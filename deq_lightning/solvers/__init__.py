@@ -8,3 +8,4 @@ from deq_lightning.solvers.base import Status as Status
 from deq_lightning.solvers.broyden import Broyden as Broyden
 from deq_lightning.solvers.fixed_point import FixedPointIteration as FixedPointIteration
 from deq_lightning.solvers.gmres import GMRES as GMRES
+from deq_lightning.solvers.normal_cg import NormalCG as NormalCG

@@ -1,0 +1,98 @@
+"""Conjugate gradients on the normal equations, for adjoint systems."""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from deq_lightning.solvers.base import Advance, FixedPointMap, Solution, Solver
+from deq_lightning.state import State
+
+
+class NormalCG(Solver):
+    r"""Conjugate gradients on :math:`A^\top A w = A^\top g`, the Jacobian-based baseline of the JFB paper.
+
+    For `Implicit` only: :math:`A = I - J^\top`, and the product with :math:`A^\top` is a forward-mode one that the
+    adjoint map brings along. Every step costs one evaluation and one such product. Squaring the system squares its
+    condition number, so `GMRES` needs fewer products; but it needs no history, and converges whatever A is.
+
+    The published baseline stops at an absolute tolerance that is above the right-hand side on MNIST, that is after one
+    iteration; here the tolerance is relative to ‖g‖.
+
+    Args:
+        max_steps: vector-Jacobian products, and Jacobian-vector products, at most, 1 or more.
+        rtol: a sample has converged when ‖g − A w‖ ≤ atol + rtol·‖g‖.
+        atol: absolute part of the tolerance.
+        check_every: steps between two looks at the stop test.
+
+    Raises:
+        ValueError: if an argument is out of its range, or the map to be solved brings no transposed product.
+
+    References:
+        Fung et al., "JFB: Jacobian-free backpropagation for implicit networks", AAAI 2022, arXiv:2103.12803.
+        Saad, "Iterative methods for sparse linear systems", 2nd edition, 2003, algorithm 8.4.
+    """
+
+    transposed: Callable[[Tensor], Tensor] | None = None
+
+    def solve(self, f: FixedPointMap, z0: State, scale: Tensor | None = None, keep_inverse: bool = False) -> Solution:
+        """Find z = f(z) for an affine `f` that has `transposed(v)`, the product with its transposed linear part."""
+        if not hasattr(f, "transposed"):
+            raise ValueError(
+                "`NormalCG` solves the adjoint systems of `Implicit`, whose map brings a transposed product. As the "
+                "model's solver, or with `reuse_inverse`, use another one."
+            )
+        bound = copy.copy(self)
+        bound.transposed = f.transposed
+        return Solver.solve(bound, f, z0, scale, keep_inverse)
+
+    def start(self, z: Tensor) -> Advance:
+        """Begin a solve; three vectors are remembered."""
+        del z
+        assert self.transposed is not None
+        return NormalDirections(self.transposed)
+
+
+class NormalDirections:
+    """The memory of one solve: the minimiser, its residual, and the direction of the next step.
+
+    f is evaluated where the last stride would lead, so that the iterate is measured; since f is affine, the image of
+    the direction, and with it the right stride, can be read off the change of the residual.
+
+    Args:
+        transposed: v ↦ J v, where f(w) = Jᵀ w + g.
+    """
+
+    def __init__(self, transposed: Callable[[Tensor], Tensor]) -> None:
+        self.transposed = transposed
+        self.point: Tensor | None = None
+
+    def __call__(self, z: Tensor, fz: Tensor, gap: Tensor) -> Tensor:
+        """Use the evaluation at the last probe and return the next one."""
+        del fz
+        if self.point is None:
+            self.point, self.residual = z, gap
+            self.stride = torch.ones_like(z[:, :1])
+            self.direction = self._slope()
+            self.square = self.direction.square().sum(dim=1, keepdim=True)
+        else:
+            image = (self.residual - gap) / self.stride  # A p
+            stride = self.square / _nonzero(image.square().sum(dim=1, keepdim=True))
+            self.point = self.point + stride * self.direction
+            self.residual = self.residual - stride * image
+            slope = self._slope()
+            square = slope.square().sum(dim=1, keepdim=True)
+            self.direction = slope + square / _nonzero(self.square) * self.direction
+            self.square = square
+            self.stride = torch.where(stride > 0, stride, 1)
+        return self.point + self.stride * self.direction
+
+    def _slope(self) -> Tensor:
+        """Return Aᵀ r."""
+        return self.residual - self.transposed(self.residual)
+
+
+def _nonzero(square: Tensor) -> Tensor:
+    """Replace zero by infinity: nothing is left to do there."""
+    return torch.where(square > 0, square, torch.inf)
