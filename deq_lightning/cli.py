@@ -16,6 +16,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 import deq_lightning
 from deq_lightning.callbacks import DivergenceError, DivergenceGuard, EquilibriumMonitor, PredictionWriter
+from deq_lightning.configured import CombinationError
 from deq_lightning.data import DataError
 from deq_lightning.estimators import JacobianPenalty
 from deq_lightning.gradients import UPG, GradientStrategy
@@ -225,7 +226,7 @@ def main(args: Sequence[str] | None = None, run: bool = True) -> DEQCLI:
             args=with_own_config(args) if run else args,
             run=run,
         )
-    except (UsageError, DataError, MisconfigurationException) as error:
+    except (UsageError, CombinationError, DataError, MisconfigurationException) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
     except DivergenceError as error:

@@ -12,6 +12,10 @@ class Configured:
         return f"{type(self).__name__}({', '.join(arguments)})"
 
 
+class CombinationError(ValueError):
+    """Two choices that are each valid exclude each other; the message says which, and what to type instead."""
+
+
 def check_at_least(minimum: float, advice: str = "", **values: float) -> None:
     """Raise a ValueError that names the first of `values` below `minimum`, or not a number, and gives the advice."""
     for name, value in values.items():

@@ -216,6 +216,17 @@ def test_a_task_loads_without_further_arguments(run: Path) -> None:
         ([*TINY, "--model.optimizer.lr", "-1"], ["Invalid learning rate: -1"]),
         ([*TINY, "--trainer.callbacks+=JFB"], ["goes under `--gradient`"]),
         ([*QUICK, "--best_checkpoint.monitor", "val_accc"], ["val_accc", "val_acc"]),
+        ([*QUICK, "--model.net.solver", "NormalCG"], ["`NormalCG` solves the adjoint systems", "use `Anderson`"]),
+        (
+            [*QUICK, "--gradient", "Implicit", "--gradient.reuse_inverse", "true", "--model.net.solver", "Anderson"],
+            ["`reuse_inverse` needs `Broyden`", "got `Anderson`"],
+        ),
+        (
+            [*TINY, "--model.compile", "true", "--model.penalty", "JacobianPenalty"],
+            ["`penalty` differentiates the cell twice", "`compile`"],
+        ),
+        ([*TINY, "--model.penalty", "JacobianPenalty", "--model.penalty.weight", "-1"], ["`weight` must be 0 or more"]),
+        ([*TINY, "--guard.patience", "0"], ["`patience` must be 1 or more"]),
         ([*TINY, "--data.batch_size", "0"], ["`batch_size` must be 1 or more, got 0"]),
         (
             ["--config", "cifar_upg", "--data.root", "nowhere"],

@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from deq_lightning.configured import CombinationError
 from deq_lightning.gradients.adjoint import Adjoint, Jacobian, attach_adjoint
 from deq_lightning.gradients.base import GradientStrategy
 from deq_lightning.solvers import GMRES, FixedPointMap, Solution, Solver
@@ -54,13 +55,17 @@ class Implicit(GradientStrategy):
         """Solve z = f(z) from `z0` and attach the gradient, with what the solver has learnt of (I − J)⁻¹ if wanted.
 
         Raises:
-            ValueError: if `reuse_inverse` is wanted of a solver that builds no inverse.
+            CombinationError: if `reuse_inverse` is wanted of a solver that builds no inverse.
         """
         if self.unrolled or not self.reuse_inverse or not torch.is_grad_enabled():
             return super().fixed_point(f, z0, solver)
         solution = solver.solve(f, z0, keep_inverse=True)
         if solution.transposed_inverse is None:
-            raise ValueError(f"`reuse_inverse` needs `Broyden` as the model's solver, got {solver}.")
+            name = type(solver).__name__
+            raise CombinationError(
+                f"`reuse_inverse` needs `Broyden` as the model's solver, got `{name}`. Type `--model.net.solver "
+                "Broyden`."
+            )
         z = attach_adjoint(f, solution.z, self._adjoint(solution.transposed_inverse))
         return z, replace(solution, transposed_inverse=None)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from deq_lightning.configured import CombinationError
 from deq_lightning.solvers.base import Advance, FixedPointMap, Solution, Solver
 from deq_lightning.state import State
 
@@ -27,7 +28,8 @@ class NormalCG(Solver):
         check_every: steps between two looks at the stop test.
 
     Raises:
-        ValueError: if an argument is out of its range, or the map to be solved brings no transposed product.
+        ValueError: if an argument is out of its range.
+        CombinationError: if the map to be solved brings no transposed product.
 
     References:
         Fung et al., "JFB: Jacobian-free backpropagation for implicit networks", AAAI 2022, arXiv:2103.12803.
@@ -39,9 +41,9 @@ class NormalCG(Solver):
     def solve(self, f: FixedPointMap, z0: State, scale: Tensor | None = None, keep_inverse: bool = False) -> Solution:
         """Find z = f(z) for an affine `f` that has `transposed(v)`, the product with its transposed linear part."""
         if not hasattr(f, "transposed"):
-            raise ValueError(
+            raise CombinationError(
                 "`NormalCG` solves the adjoint systems of `Implicit`, whose map brings a transposed product. As the "
-                "model's solver, or with `reuse_inverse`, use another one."
+                "model's solver use `Anderson`, with `reuse_inverse` use `GMRES`."
             )
         bound = copy.copy(self)
         bound.transposed = f.transposed

@@ -69,7 +69,7 @@ def test_on_a_stiff_problem_it_saves_products():
 
 def test_it_asks_for_a_solver_that_builds_an_inverse():
     problem = tanh()
-    with pytest.raises(ValueError, match="`reuse_inverse` needs `Broyden` as the model's solver, got FixedPointIter"):
+    with pytest.raises(ValueError, match=r"`reuse_inverse` needs `Broyden` as the model's solver, got .FixedPointIter"):
         Implicit(reuse_inverse=True).fixed_point(problem.f, problem.z0, FixedPointIteration())
 
 
