@@ -5,3 +5,4 @@ from deq_lightning.models.base import ImplicitModel as ImplicitModel
 from deq_lightning.models.fpn import FPN as FPN
 from deq_lightning.models.mdeq import MDEQ as MDEQ
 from deq_lightning.models.mdeq import MDEQSegmentation as MDEQSegmentation
+from deq_lightning.models.mon import MON as MON
