@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deq_lightning import Anderson, Broyden, FixedPointIteration, Solver
+
 
 class Map(NamedTuple):
     """A fixed-point map, where its solves start, and what its gradients are taken in."""
@@ -61,3 +63,8 @@ def transformer(width: int = 128, heads: int = 4, length: int = 64, batch: int =
 
 
 MAPS = {"tanh": tanh, "conv": conv}
+SOLVERS: dict[str, Callable[[int], Solver]] = {
+    "FixedPointIteration": lambda steps: FixedPointIteration(steps, rtol=0),
+    "Anderson(6)": lambda steps: Anderson(steps, rtol=0, history=6),
+    "Broyden(12)": lambda steps: Broyden(steps, rtol=0, history=12),
+}

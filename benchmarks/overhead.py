@@ -11,19 +11,12 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from maps import tanh
+from maps import SOLVERS, tanh
 from measure import interleaved, versions
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from deq_lightning import Anderson, Broyden, FixedPointIteration, Solver
 from deq_lightning.solvers.algebra import replace_rows
-
-SOLVERS: dict[str, Callable[[int], Solver]] = {
-    "FixedPointIteration": lambda steps: FixedPointIteration(steps, rtol=0),
-    "Anderson(6)": lambda steps: Anderson(steps, rtol=0, history=6),
-    "Broyden(12)": lambda steps: Broyden(steps, rtol=0, history=12),
-}
 
 
 def passes(f: Callable[[Tensor], Tensor], z0: Tensor, steps: int, count: int) -> None:

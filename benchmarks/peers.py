@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from maps import MAPS, Map
+from maps import MAPS, SOLVERS, Map
 from measure import interleaved, peak_bytes, ratio, versions
 from torch import Tensor
 from torchdeq import get_deq
@@ -21,13 +21,8 @@ from torchdeq.solver.anderson import anderson_solver
 from torchdeq.solver.broyden import broyden_solver
 from torchdeq.solver.fp_iter import fixed_point_iter
 
-from deq_lightning import GMRES, Anderson, Broyden, FixedPointIteration, GradientStrategy, Implicit, Solver, Unrolled
+from deq_lightning import GMRES, Anderson, FixedPointIteration, GradientStrategy, Implicit, Solver, Unrolled
 
-OURS: dict[str, Callable[[int], Solver]] = {
-    "FixedPointIteration": lambda steps: FixedPointIteration(steps, rtol=0),
-    "Anderson(6)": lambda steps: Anderson(steps, rtol=0, history=6),
-    "Broyden(12)": lambda steps: Broyden(steps, rtol=0, history=12),
-}
 THEIRS: dict[str, Callable[..., Any]] = {
     "FixedPointIteration": fixed_point_iter,
     "Anderson(6)": anderson_solver,
@@ -53,7 +48,7 @@ def bare(problem: Map, steps: int) -> Tensor:
 @torch.no_grad()
 def compare_solvers(problem: Map, name: str, steps: int, rounds: int, compile: bool) -> dict[str, float]:
     """Measure one solver on one map."""
-    ours, theirs = OURS[name](steps), THEIRS[name]
+    ours, theirs = SOLVERS[name](steps), THEIRS[name]
     actions: dict[str, Callable[[], Tensor]] = {
         "bare": lambda: bare(problem, steps),
         "ours": lambda: ours.solve(problem.f, problem.z0).z,  # type: ignore[dict-item,return-value]
@@ -81,7 +76,7 @@ def late_residuals(problem: Map, steps: int) -> dict[str, float]:
     def scaled(z: Tensor) -> Tensor:
         return SCALE * problem.f(z / SCALE)
 
-    ours, theirs = OURS["Anderson(6)"](steps), THEIRS["Anderson(6)"]
+    ours, theirs = SOLVERS["Anderson(6)"](steps), THEIRS["Anderson(6)"]
     plain = FixedPointIteration(steps, rtol=0).solve(problem.f, problem.z0).z
     answers = {
         "plain": (problem.f, plain),
@@ -112,7 +107,7 @@ def training_steps(problem: Map, steps: int) -> dict[str, Callable[[], Tensor]]:
     def implicit(adjoint_solver: Solver) -> Implicit:
         return Implicit(adjoint_solver=adjoint_solver)
 
-    anderson, broyden = OURS["Anderson(6)"](steps), OURS["Broyden(12)"](steps)
+    anderson, broyden = SOLVERS["Anderson(6)"](steps), SOLVERS["Broyden(12)"](steps)
     return {
         "Anderson(6), adjoint Anderson(6)": ours(anderson, implicit(anderson)),
         "Anderson(6), adjoint Anderson(5)": ours(anderson, implicit(Anderson(steps, rtol=0, history=5))),
@@ -158,7 +153,7 @@ def main() -> None:
     table: dict[str, Any] = {}
     maps = {name: MAPS[name] for name in options.maps}
     for map_name, make in maps.items():
-        for solver in OURS:
+        for solver in SOLVERS:
             row = compare_solvers(make(), solver, options.steps, options.rounds, options.compile)
             table[f"{map_name} {solver}"] = row
             cells = [f"{row[f'ours_{key}']:.{digits}} / {row[f'theirs_{key}']:.{digits}}" for key, digits in COLUMNS]

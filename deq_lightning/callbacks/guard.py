@@ -66,11 +66,6 @@ class DivergenceGuard(SolutionWatcher):
         self.saved = None
         self._runs = torch.zeros(2, dtype=torch.long, device=pl_module.device)
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
-        """Forget the batch before."""
-        del trainer, pl_module, args
-        self.forget()
-
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         """Save the weights that have just proved to be good, where it is time."""
         del pl_module

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map_only
 from deq_lightning.callbacks.watcher import SolutionWatcher
 from deq_lightning.configured import check_at_least
 from deq_lightning.estimators import gradient_audit, spectral_radius
-from deq_lightning.estimators.linearise import differentiable
+from deq_lightning.estimators.audit import differentiable
 from deq_lightning.gradients import Implicit
 from deq_lightning.solvers import Status
 from deq_lightning.state import parts
@@ -25,8 +25,8 @@ class EquilibriumMonitor(SolutionWatcher):
     Of every batch, beside the means that the task logs: `solver_steps_max` and `solver_converged` (share of samples),
     and with `Implicit` `adjoint_steps` and `adjoint_residual`. Every `estimate_every` steps, on a few samples of the
     batch, in evaluation mode: `spectral_radius` (mean over the samples), and of the gradient that the strategy gives
-    against the converged implicit one `gradient_cosine`, `gradient_norm_ratio`, `audit_residual`; as those show,
-    nothing of the run is changed. Loggers that take histograms (TensorBoard) get one of the solver's steps.
+    against the converged implicit one `gradient_cosine`, `gradient_norm_ratio`, `audit_residual`. Nothing of the run is
+    changed by them. Loggers that take histograms (TensorBoard) get one of the solver's steps.
 
     Args:
         estimate_every: optimizer steps between two estimates, which cost as much as some training steps. 0: never.
@@ -46,11 +46,6 @@ class EquilibriumMonitor(SolutionWatcher):
         self.estimate_in_evaluation = estimate_in_evaluation
         self._estimated_at = 0
         self._steps: list[Tensor] = []
-
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
-        """Forget the batch before."""
-        del trainer, pl_module, args
-        self.forget()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -75,27 +70,9 @@ class EquilibriumMonitor(SolutionWatcher):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Log a batch of the validation split."""
+        """Log a batch of the validation or test split."""
         del outputs, dataloader_idx
-        self._log_evaluation(trainer, pl_module, batch, batch_idx, "val_")
-
-    def on_test_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Log a batch of the test split."""
-        del outputs, dataloader_idx
-        self._log_evaluation(trainer, pl_module, batch, batch_idx, "test_")
-
-    def _log_evaluation(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, prefix: str
-    ) -> None:
-        size = sum(len(solution.steps) for solution in self.solutions)
+        prefix, size = _prefix(trainer), sum(len(solution.steps) for solution in self.solutions)
         for name, value in self._reports().items():
             over = "max" if name.endswith("_max") else "mean"
             pl_module.log(prefix + name, value, reduce_fx=over, on_epoch=True, sync_dist=True, batch_size=size)
@@ -104,19 +81,16 @@ class EquilibriumMonitor(SolutionWatcher):
             values = self._estimates(trainer, pl_module, batch)
             named = {prefix + name: value for name, value in values.items()}
             pl_module.log_dict(named, on_epoch=True, sync_dist=True, batch_size=self.samples)
-        self.forget()
+
+    on_test_batch_end = on_validation_batch_end
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw the histogram of the whole split (that part of it which this process saw)."""
         del pl_module
-        self._histogram(trainer, "val_solver_steps", self._steps)
+        self._histogram(trainer, f"{_prefix(trainer)}solver_steps", self._steps)
         self._steps = []
 
-    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Draw the histogram of the whole split (that part of it which this process saw)."""
-        del pl_module
-        self._histogram(trainer, "test_solver_steps", self._steps)
-        self._steps = []
+    on_test_epoch_end = on_validation_epoch_end
 
     def _reports(self) -> dict[str, Tensor]:
         if not self.solutions:
@@ -140,6 +114,10 @@ class EquilibriumMonitor(SolutionWatcher):
             draw = getattr(getattr(logger, "experiment", None), "add_histogram", None)
             if draw is not None:
                 draw(name, torch.cat(list(steps)), trainer.global_step)
+
+
+def _prefix(trainer: pl.Trainer) -> str:
+    return "test_" if trainer.testing else "val_"
 
 
 def _adjoint_reports(task: pl.LightningModule) -> dict[str, Tensor]:

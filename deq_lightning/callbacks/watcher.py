@@ -14,7 +14,7 @@ from deq_lightning.solvers import Solution
 class SolutionWatcher(Callback):
     """Collects the reports of the solver from every implicit model in the module, in training and evaluation.
 
-    Subclasses read `solutions`, the reports of the current batch without their `z`, and empty it with `forget`.
+    Subclasses read `solutions`, the reports of the current batch without their `z`.
     """
 
     def __init__(self) -> None:
@@ -35,6 +35,13 @@ class SolutionWatcher(Callback):
             handle.remove()
         self._handles = []
         self.forget()
+
+    def on_train_batch_start(self, *args: Any, **kwargs: Any) -> None:
+        """Forget the batch before."""
+        del args, kwargs
+        self.forget()
+
+    on_validation_batch_start = on_test_batch_start = on_predict_batch_start = on_train_batch_start
 
     def _collect(self, model: nn.Module, inputs: Any, output: tuple[Tensor, list[Equilibrium]]) -> None:
         del model, inputs

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from deq_lightning.configured import Configured, check_at_least
-from deq_lightning.estimators.linearise import linearise, vjp
+from deq_lightning.gradients.jacobian import Jacobian
 from deq_lightning.models import Equilibrium
 from deq_lightning.solvers import FixedPointMap
 from deq_lightning.state import State
 
 
 def jacobian_penalty(f: FixedPointMap, z: State, probes: int = 1) -> Tensor:
-    """Estimate ‖J‖²_F / dim, the mean squared entry sum of the Jacobian's rows at `z`, differentiably.
+    """Estimate ‖J‖²_F / dim at `z`, the mean over the Jacobian's rows of their squared lengths, differentiably.
 
     An unbiased estimate by Hutchinson's probes: E ‖Jᵀε‖² = ‖J‖²_F for ε ~ N(0, I). Its gradient goes to the parameters
     and the injection of f, not to `z`, and differentiates the cell twice.
@@ -33,8 +33,8 @@ def jacobian_penalty(f: FixedPointMap, z: State, probes: int = 1) -> Tensor:
         Bai, Koltun and Kolter, "Stabilizing equilibrium models by Jacobian regularization", 2021, arXiv:2106.14342.
     """
     check_at_least(1, probes=probes)
-    leaf, fz = linearise(f, z)
-    products = [vjp(fz, leaf, torch.randn_like(fz), create_graph=True) for _ in range(probes)]
+    jacobian = Jacobian(f, z)
+    products = [jacobian.transposed(torch.randn_like(jacobian.fz), create_graph=True) for _ in range(probes)]
     return torch.stack([product.square().mean() for product in products]).mean()
 
 

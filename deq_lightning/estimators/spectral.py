@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from deq_lightning.configured import check_at_least
-from deq_lightning.estimators.linearise import transposed_product
+from deq_lightning.gradients.jacobian import Jacobian
 from deq_lightning.solvers import FixedPointMap
 from deq_lightning.solvers.algebra import combination, inner_products
-from deq_lightning.state import State, pack
+from deq_lightning.state import State
 
 
 def spectral_radius(f: FixedPointMap, z: State, steps: int = 30) -> Tensor:
@@ -34,10 +34,11 @@ def spectral_radius(f: FixedPointMap, z: State, steps: int = 30) -> Tensor:
         Saad, "Numerical methods for large eigenvalue problems", 2nd edition, 2011, algorithm 6.2.
     """
     check_at_least(1, steps=steps)
-    flat = pack(z).detach()
-    product = transposed_product(f, z)
-    with torch.no_grad():
-        hessenberg = _arnoldi(product, flat, min(steps, flat.shape[1]))
+    jacobian = Jacobian(f, z)
+    # No graph may hold what was made in inference mode. J has the spectrum of its transpose.
+    product = jacobian if torch.is_inference_mode_enabled() else jacobian.transposed
+    with torch.no_grad(), torch.autocast(jacobian.leaf.device.type, enabled=False):
+        hessenberg = _arnoldi(product, jacobian.leaf, min(steps, jacobian.leaf.shape[1]))
     finite = torch.isfinite(hessenberg).flatten(1).all(dim=1)
     eigenvalues = torch.linalg.eigvals(torch.where(finite[:, None, None], hessenberg, 0).double().cpu())
     return torch.where(finite, eigenvalues.abs().amax(dim=1).to(hessenberg), torch.nan)

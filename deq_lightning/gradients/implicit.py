@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from deq_lightning.configured import CombinationError
-from deq_lightning.gradients.adjoint import Adjoint, Jacobian, attach_adjoint
+from deq_lightning.gradients.adjoint import Adjoint, attach_adjoint
 from deq_lightning.gradients.base import GradientStrategy
+from deq_lightning.gradients.jacobian import Jacobian
 from deq_lightning.solvers import GMRES, FixedPointMap, Solution, Solver
 from deq_lightning.state import State
 

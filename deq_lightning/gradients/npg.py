@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 
 from deq_lightning.configured import check_at_least, check_damping
-from deq_lightning.gradients.adjoint import Jacobian, attach_adjoint
+from deq_lightning.gradients.adjoint import attach_adjoint
 from deq_lightning.gradients.base import ONE_STEP, GradientStrategy
+from deq_lightning.gradients.jacobian import Jacobian
 from deq_lightning.solvers import FixedPointMap
 from deq_lightning.state import State
 

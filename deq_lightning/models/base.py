@@ -62,12 +62,12 @@ class ImplicitModel(nn.Module, ABC):
         solver: finds z*. None: `Anderson()`.
     """
 
+    compiled_cell: Callable[..., Any] | None = None
+
     def __init__(self, solver: Solver | None = None) -> None:
         super().__init__()
         self.solver: Solver = solver or Anderson()
         self.gradient: GradientStrategy = UPG()
-
-    compiled_cell: Callable[..., Any] | None = None
 
     @abstractmethod
     def inject(self, x: Any) -> Any:

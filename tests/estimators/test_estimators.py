@@ -79,6 +79,17 @@ def test_radius_needs_no_gradients_around_it_and_disturbs_nothing(mode):
     assert all(parameter.grad is None for parameter in problem.inputs)
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_autocast_does_not_touch_the_algebra_of_the_radius(mode):
+    """The map is rounded to half, as it is in training; the basis and the projections are not."""
+    weight = matrix(64, 0.9).float()
+    rounded = (weight.T.bfloat16()).double()
+    with mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        radius = spectral_radius(lambda z: z @ weight.T, torch.zeros(1, 64), steps=64)
+    assert radius.dtype == torch.float32
+    assert radius.item() == pytest.approx(torch.linalg.eigvals(rounded).abs().max().item(), rel=0.01)
+
+
 @pytest.mark.parametrize("problem", CONTRACTIVE)
 def test_the_penalty_is_the_frobenius_norm(problem):
     problem = CONTRACTIVE[problem]()
