@@ -20,7 +20,7 @@ from deq_lightning.configured import CombinationError
 from deq_lightning.data import DataError
 from deq_lightning.estimators import JacobianPenalty
 from deq_lightning.gradients import UPG, GradientStrategy
-from deq_lightning.models import ImplicitModel
+from deq_lightning.models import Network
 from deq_lightning.parsing import ConfigByName, Parser, UsageError, in_brief
 from deq_lightning.runs import SaveConfig, check_fits, free_folder, read_checkpoint, with_own_config
 from deq_lightning.solvers import NormalCG, Solver
@@ -52,7 +52,7 @@ def _family(base: type) -> list[type]:
 
 FAMILIES = {
     "model": _family(ImplicitTask),
-    "net": _family(ImplicitModel),
+    "net": _family(Network),
     "data": _family(pl.LightningDataModule),
     "gradient": _family(GradientStrategy),
     "solver": [one for one in _family(Solver) if one is not NormalCG],  # that one is for adjoint systems alone
@@ -158,8 +158,13 @@ class DEQCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Say what really runs."""
-        say(f"gradient: {self._get(self.config_init, 'gradient')}")
-        say(f"solver: {self.model.net.solver}")
+        models = self.model.implicit_models()
+        if models:
+            say(f"gradient: {self._get(self.config_init, 'gradient')}")
+        for solver in dict.fromkeys(str(model.solver) for model in models):
+            say(f"solver: {solver}")
+        if not models:
+            say(f"net: {type(self.model.net).__name__}, which has no equilibrium; `--gradient` has no effect")
         say(f"run: {self.folder}")
 
     def after_fit(self) -> None:

@@ -122,7 +122,7 @@ def _prefix(trainer: pl.Trainer) -> str:
 
 def _adjoint_reports(task: pl.LightningModule) -> dict[str, Tensor]:
     """Return what the adjoint solves of this batch reported, if there were any."""
-    strategy = getattr(getattr(task, "net", None), "gradient", None)
+    strategy = task.strategy if isinstance(task, ImplicitTask) else None
     solutions = strategy.adjoint_solutions if isinstance(strategy, Implicit) else []
     if not solutions:
         return {}
@@ -141,7 +141,8 @@ def _estimate(task: ImplicitTask, batch: Any) -> list[dict[str, Tensor]]:
             continue
         g = torch.autograd.grad(loss, parts(z), retain_graph=True, materialize_grads=True)
         structured = g if isinstance(z, tuple) else g[0]
-        audit = gradient_audit(task.net.gradient, f, solution.z, structured, task.net.parameters())
+        assert task.strategy is not None  # something was solved
+        audit = gradient_audit(task.strategy, f, solution.z, structured, task.net.parameters())
         values = {"spectral_radius": spectral_radius(f, solution.z).mean(), "gradient_cosine": audit.cosine}
         values |= {"gradient_norm_ratio": audit.norm_ratio, "audit_residual": audit.residual}
         rows.append({name: value.float() for name, value in values.items()})

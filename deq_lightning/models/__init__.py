@@ -2,6 +2,7 @@
 
 from deq_lightning.models.base import Equilibrium as Equilibrium
 from deq_lightning.models.base import ImplicitModel as ImplicitModel
+from deq_lightning.models.base import Network as Network
 from deq_lightning.models.fpn import FPN as FPN
 from deq_lightning.models.mdeq import MDEQ as MDEQ
 from deq_lightning.models.mdeq import MDEQSegmentation as MDEQSegmentation

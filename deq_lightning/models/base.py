@@ -1,7 +1,7 @@
-"""What an implicit model is: three functions and one equation."""
+"""What a task trains, and what an implicit model is: three functions and one equation."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -52,7 +52,27 @@ class CellMap:
         return CellMap(self.cell, tree_map_only(Tensor, lambda part: part[rows], self.u), separable=True)
 
 
-class ImplicitModel(nn.Module, ABC):
+class Network(nn.Module, ABC):
+    """What the tasks train. Most are an `ImplicitModel`; one without an equilibrium returns an empty list of them."""
+
+    @abstractmethod
+    def forward(self, x: Any) -> tuple[Any, list[Equilibrium]]:
+        """Return the prediction and the equilibria behind it (several for stacked implicit layers)."""
+
+    def project(self, equilibria: Sequence[Equilibrium]) -> None:
+        """Bring the parameters back to where the model is well-posed, where it needs that.
+
+        The task calls this after every optimizer step, and nothing does in evaluation. Gradients are off; under several
+        processes all must come to the same parameters.
+
+        Args:
+            equilibria: those of the step, detached: their maps already have the new parameters, where they keep no
+                frozen ones.
+        """
+        del equilibria
+
+
+class ImplicitModel(Network):
     """A model whose hidden state solves z* = cell(z*, u) with u = inject(x), and whose output is readout(z*).
 
     Subclasses implement the three functions (Geng et al. 2021, Table 5). They know neither the solver nor the gradient:
@@ -119,6 +139,6 @@ class ImplicitModel(nn.Module, ABC):
         return {name: value for name, value in super().__getstate__().items() if name != "compiled_cell"}
 
     def forward(self, x: Any) -> tuple[Tensor, list[Equilibrium]]:
-        """Return the prediction and the equilibria behind it (several for stacked implicit layers)."""
+        """Return the prediction and the equilibrium behind it."""
         equilibrium = self.equilibrium(self.inject(x))
         return self.readout(equilibrium.z), [equilibrium]

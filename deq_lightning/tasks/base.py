@@ -14,16 +14,15 @@ from torch.utils._pytree import tree_map_only
 
 from deq_lightning.estimators import JacobianPenalty
 from deq_lightning.gradients import GradientStrategy
-from deq_lightning.models import Equilibrium, ImplicitModel
-from deq_lightning.state import parts
+from deq_lightning.models import Equilibrium, ImplicitModel, Network
 from deq_lightning.tasks.schedules import CosineToEnd
 
 
 class ImplicitTask(pl.LightningModule, ABC):
-    """Trains an implicit model with the gradient strategy found among the trainer's callbacks.
+    """Trains a network with the gradient strategy found among the trainer's callbacks.
 
     Without one there, the model's own `gradient` is used and joins the callbacks, so that its schedule moves and is
-    saved. Subclasses write `loss` and the steps of evaluation.
+    saved. A network without an equilibrium needs none. Subclasses write `loss` and the steps of evaluation.
 
     Args:
         net: the model.
@@ -40,7 +39,7 @@ class ImplicitTask(pl.LightningModule, ABC):
 
     def __init__(
         self,
-        net: ImplicitModel,
+        net: Network,
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
         penalty: JacobianPenalty | None = None,
@@ -69,6 +68,7 @@ class ImplicitTask(pl.LightningModule, ABC):
             net.to(memory_format=torch.channels_last)
             net.register_forward_pre_hook(_channels_last)
         self._rng_state: dict[str, Tensor] = {}
+        self._solved: list[Equilibrium] = []
 
     @abstractmethod
     def loss(self, batch: Any) -> tuple[Tensor, list[Equilibrium]]:
@@ -78,14 +78,21 @@ class ImplicitTask(pl.LightningModule, ABC):
         """Return the loss of a batch with the penalty added."""
         del batch_idx
         loss, equilibria = self.loss(batch)
-        size = len(parts(equilibria[0].z)[0])
-        self.log("train_loss", loss, prog_bar=True, batch_size=size)
-        self.log_equilibria(equilibria, size)
+        self.log("train_loss", loss, prog_bar=True)
+        self.log_equilibria(equilibria)
+        self._solved = [Equilibrium(f, tree_map_only(Tensor, Tensor.detach, z), None) for f, z, _ in equilibria]
         if self.penalty is None:
             return loss
         penalty = self.penalty(equilibria, self.trainer.global_step).to(loss)
-        self.log("jacobian_penalty", penalty, batch_size=size)
+        self.log("jacobian_penalty", penalty)
         return loss + penalty
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Take the step, and let the model bring its parameters back to where it is well-posed."""
+        super().optimizer_step(*args, **kwargs)
+        with torch.no_grad():
+            self.net.project(self._solved)
+        self._solved = []
 
     def forward(self, x: Any) -> Tensor:
         """Return the prediction."""
@@ -94,14 +101,24 @@ class ImplicitTask(pl.LightningModule, ABC):
     def configure_callbacks(self) -> Sequence[Callback]:
         """Add the model's own strategy where the trainer has none."""
         given = any(isinstance(callback, GradientStrategy) for callback in self._callbacks())
-        return [] if given else [self.net.gradient]
+        return [] if given or self.strategy is None else [self.strategy]
 
     def setup(self, stage: str) -> None:
-        """Give the model the trainer's strategy; this is before the checkpoint restores the strategy's state."""
+        """Give every implicit model the one strategy; this is before the checkpoint restores the strategy's state."""
         del stage
-        for callback in self._callbacks():
-            if isinstance(callback, GradientStrategy):
-                self.net.gradient = callback
+        for strategy in [callback for callback in self._callbacks() if isinstance(callback, GradientStrategy)]:
+            for model in self.implicit_models():
+                model.gradient = strategy
+
+    def implicit_models(self) -> list[ImplicitModel]:
+        """Return the implicit models in the network: itself, several, or none."""
+        return [module for module in self.net.modules() if isinstance(module, ImplicitModel)]
+
+    @property
+    def strategy(self) -> GradientStrategy | None:
+        """The strategy in force; None where there is no equilibrium."""
+        models = self.implicit_models()
+        return models[0].gradient if models else None
 
     def _callbacks(self) -> list[Callback]:
         return self.trainer.callbacks  # type: ignore[attr-defined]
@@ -118,7 +135,9 @@ class ImplicitTask(pl.LightningModule, ABC):
             scheduler.end_at(int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def log_equilibria(self, equilibria: Sequence[Equilibrium], batch_size: int, prefix: str = "") -> None:
+    def log_equilibria(
+        self, equilibria: Sequence[Equilibrium], batch_size: int | None = None, prefix: str = ""
+    ) -> None:
         """Log the mean `solver_steps` and `solver_residual` over samples and equilibria, where one was solved."""
         solutions = [equilibrium.solution for equilibrium in equilibria if equilibrium.solution is not None]
         if not solutions:

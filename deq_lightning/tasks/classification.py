@@ -7,7 +7,7 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
 from deq_lightning.estimators import JacobianPenalty
-from deq_lightning.models import Equilibrium, ImplicitModel
+from deq_lightning.models import Equilibrium, Network
 from deq_lightning.tasks.base import ImplicitTask
 
 Batch = tuple[Tensor, Tensor]
@@ -30,7 +30,7 @@ class ImageClassification(ImplicitTask):
 
     def __init__(
         self,
-        net: ImplicitModel,
+        net: Network,
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
         penalty: JacobianPenalty | None = None,
