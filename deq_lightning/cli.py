@@ -166,6 +166,17 @@ class DEQCLI(LightningCLI):
         if not models:
             say(f"net: {type(self.model.net).__name__}, which has no equilibrium; `--gradient` has no effect")
         say(f"run: {self.folder}")
+        self._say_departures()
+
+    def after_test(self) -> None:
+        """Say what the figures do not mean."""
+        self._say_departures()
+
+    def _say_departures(self) -> None:
+        """Label results that were not got as they should be."""
+        for part in (self.datamodule, self.model):
+            for departure in getattr(part, "departures", []):
+                say(f"not comparable: {departure}")
 
     def after_fit(self) -> None:
         """Test the best checkpoint, and say where it is and what to type next."""
@@ -181,6 +192,7 @@ class DEQCLI(LightningCLI):
         if self._get(self.config, "test_after_fit"):
             (metrics,) = self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=path, verbose=False)
             say("  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
+            self._say_departures()
             following = "predict"
         say(f"next: python -m deq_lightning {following} --ckpt_path {path}")
 

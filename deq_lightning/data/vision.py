@@ -1,12 +1,14 @@
 """MNIST, SVHN and CIFAR-10, read through torchvision."""
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from sklearn.model_selection import train_test_split
-from torch.utils.data import Subset
+from torch import nn
+from torch.utils.data import Dataset, Subset
 from torchvision import datasets, transforms
 
 from deq_lightning.configured import check_at_least
@@ -24,6 +26,14 @@ class TorchvisionImages(ImageDataModule):
         root: folder that holds the dataset, laid out as torchvision does.
         download: whether to fetch what is missing under `root`.
         val_size: training images set aside for validation, 10 or more, in the proportions of the classes.
+        train_size: training images used, 10 or more, in the proportions of the classes. None: all that are left.
+        test_size: test images used, likewise. None: all.
+        augmentation: torchvision's random transforms, applied in this order to training images as tensors of values
+            in [0, 1], before they are normalised.
+        augment_test: whether test images get them too, as in the code of the JFB paper for CIFAR-10; not for results of
+            your own.
+        validate_on_test: whether to train on all training images and select the model on the test images, as most
+            published results were; not for results of your own.
         batch_size: training images per step and device, 1 or more.
         eval_batch_size: images per validation, test or prediction step; by default `batch_size`.
         num_workers: processes that load images; by default one less than the cores of each device, at least 1 and at
@@ -47,17 +57,31 @@ class TorchvisionImages(ImageDataModule):
         root: str = "data",
         download: bool = False,
         val_size: int = 5000,
+        train_size: int | None = None,
+        test_size: int | None = None,
+        augmentation: list[nn.Module] | None = None,
+        augment_test: bool = False,
+        validate_on_test: bool = False,
         batch_size: int = 128,
         eval_batch_size: int | None = None,
         num_workers: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, num_workers, seed)
-        check_at_least(CLASSES, val_size=val_size)
+        check_at_least(
+            CLASSES,
+            val_size=val_size,
+            train_size=CLASSES if train_size is None else train_size,
+            test_size=CLASSES if test_size is None else test_size,
+        )
         self.root = root
         self.download = download
         self.val_size = val_size
-        self.augmentation: list[Any] = []
+        self.train_size = train_size
+        self.test_size = test_size
+        self.augmentation = list(augmentation or [])
+        self.augment_test = augment_test
+        self.validate_on_test = validate_on_test
 
     def prepare_data(self) -> None:
         """Download what is missing if allowed, and read both splits, so that a bad file stops the run at its start."""
@@ -67,31 +91,63 @@ class TorchvisionImages(ImageDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Read the splits that `stage` needs, or all of them for None."""
         training, test = self.splits
+        if stage in ("test", "predict", None) or self.validate_on_test:
+            self.test_set = self._part(self._load(test), self.test_size, self.augment_test)
         if stage in ("fit", "validate", None):
             self._set_train_and_val(self._load(training))
-        if stage in ("test", "predict", None):
-            self.test_set = self._load(test)
+
+    @property
+    def departures(self) -> list[str]:
+        """What makes results on this data other than they should be."""
+        selected = ["the model is selected on the test images"] if self.validate_on_test else []
+        return selected + (["the test images are augmented"] if self.augment_test else [])
 
     def _set_train_and_val(self, full: datasets.VisionDataset) -> None:
-        if self.val_size > len(full) - CLASSES:
+        if self.validate_on_test:
+            self.train_set, self.val_set = self._part(full, self.train_size, augment=True), self.test_set
+            return
+        left = len(full) - self.val_size
+        if left < (self.train_size or CLASSES):
+            wanted = f"the {self.train_size} of `train_size`" if self.train_size else str(CLASSES)
+            advice = max(CLASSES, len(full) // 10)
             raise SplitError(
-                f"`val_size` must leave {CLASSES} of the {len(full)} training images to train on, got {self.val_size}. "
-                f"Type `--data.val_size {max(CLASSES, len(full) // 10)}`."
+                f"`val_size` must leave {wanted} of the {len(full)} training images to train on, got {self.val_size}. "
+                f"Type `--data.val_size {advice}`."
             )
         train, val = train_test_split(
-            np.arange(len(full)), test_size=self.val_size, stratify=getattr(full, self.labels), random_state=self.seed
+            np.arange(len(full)),
+            train_size=self.train_size,
+            test_size=self.val_size,
+            stratify=getattr(full, self.labels),
+            random_state=self.seed,
         )
-        self.train_set = Subset(full, train.tolist())
-        self.val_set = Subset(full, val.tolist())
-        if self.augmentation:
-            augmented = copy.copy(full)  # the same images in memory, another transform
-            augmented.transform = transforms.Compose([*self.augmentation, full.transform])
-            self.train_set = SeededDraws(Subset(augmented, train.tolist()), self.seed)
+        self.train_set, self.val_set = self._rows(full, train, augment=True), self._rows(full, val, augment=False)
+
+    def _part(self, full: datasets.VisionDataset, size: int | None, augment: bool) -> Dataset[Any]:
+        """Return `size` images in the proportions of the classes, or all of them."""
+        rows = np.arange(len(full))
+        if size is not None and size > len(full) - CLASSES:
+            raise SplitError(
+                f"a part of the {len(full)} images must leave out {CLASSES}, got {size}. Leave the size out to use all."
+            )
+        if size is not None:
+            labels = getattr(full, self.labels)
+            rows, _ = train_test_split(rows, train_size=size, stratify=labels, random_state=self.seed)
+        return self._rows(full, rows, augment)
+
+    def _rows(self, full: datasets.VisionDataset, rows: np.ndarray, augment: bool) -> Dataset[Any]:
+        if not augment or not self.augmentation:
+            return Subset(full, rows.tolist())
+        augmented = copy.copy(full)  # the same images in memory, another transform
+        augmented.transform = self._transform(self.augmentation)
+        return SeededDraws(Subset(augmented, rows.tolist()), self.seed)
+
+    def _transform(self, augmentation: Sequence[nn.Module] = ()) -> transforms.Compose:
+        return transforms.Compose([transforms.ToTensor(), *augmentation, transforms.Normalize(self.mean, self.std)])
 
     def _load(self, split: dict[str, Any], download: bool = False) -> datasets.VisionDataset:
-        transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize(self.mean, self.std)])
         try:
-            return self.dataset(self.root, transform=transform, download=download, **split)
+            return self.dataset(self.root, transform=self._transform(), download=download, **split)
         except UNREADABLE as error:
             raise DatasetNotFoundError(self._explain(error, download)) from error
 
@@ -154,8 +210,8 @@ class CIFAR10(TorchvisionImages):
 
     Args:
         root: folder that holds the dataset, laid out as torchvision does.
-        augment: whether training images are shifted by up to 4 pixels and flipped left to right at random; validation
-            and test images never are.
+        augment: whether training images are shifted by up to 4 pixels and flipped left to right at random, before
+            what `augmentation` lists.
         options: those of `TorchvisionImages`.
 
     References:
@@ -175,4 +231,8 @@ class CIFAR10(TorchvisionImages):
         super().__init__(root, **options)
         self.augment = augment
         if augment:
-            self.augmentation = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()]
+            self.augmentation = [
+                transforms.RandomCrop(32, padding=4),
+                transforms.RandomHorizontalFlip(),
+                *self.augmentation,
+            ]

@@ -1,5 +1,8 @@
 """Image classification."""
 
+from collections.abc import Callable
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
@@ -11,10 +14,22 @@ from deq_lightning.models import Equilibrium, Network
 from deq_lightning.tasks.base import ImplicitTask
 
 Batch = tuple[Tensor, Tensor]
+Criterion = Literal["cross_entropy", "squared_error"]
+
+
+def squared_error(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean square of the distance of every logit to its entry in the one-hot label."""
+    return F.mse_loss(logits, F.one_hot(labels, logits.shape[1]).to(logits))
+
+
+CRITERIA: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "cross_entropy": F.cross_entropy,
+    "squared_error": squared_error,
+}
 
 
 class ImageClassification(ImplicitTask):
-    """Classifies images by cross-entropy, and reports the accuracy.
+    """Classifies images, and reports the accuracy.
 
     Logs `train_loss`, `solver_steps` and `solver_residual` every step, and `val_loss`, `val_acc`, `test_loss`,
     `test_acc` over whole splits, with the solver's figures there under the same prefixes.
@@ -26,6 +41,13 @@ class ImageClassification(ImplicitTask):
         penalty: a penalty on the Jacobian at the equilibrium, added to the loss in training. None: no such term.
         compile: whether to compile the cell with `torch.compile`; slow first steps. Not with `penalty`.
         channels_last: whether images and the weights of convolutions are stored with the channels last.
+        criterion: the loss, `cross_entropy` or, as for the first MNIST networks of the JFB paper, `squared_error`: the
+            mean square of the distance of the logits to the one-hot label.
+        evaluate_in_train_mode: whether validation and test leave dropout and batch statistics as in training, as the
+            code of the JFB paper does; not for results of your own.
+
+    Raises:
+        ValueError: if the criterion is not known, or `compile` and `penalty` are both wanted.
     """
 
     def __init__(
@@ -36,16 +58,33 @@ class ImageClassification(ImplicitTask):
         penalty: JacobianPenalty | None = None,
         compile: bool = False,
         channels_last: bool = False,
+        criterion: Criterion = "cross_entropy",
+        evaluate_in_train_mode: bool = False,
     ) -> None:
         super().__init__(net, optimizer, lr_scheduler, penalty, compile, channels_last)
+        if criterion not in CRITERIA:
+            raise ValueError(f"`criterion` must be one of {', '.join(CRITERIA)}; got {criterion!r}.")
+        self.criterion = CRITERIA[criterion]
+        self.evaluate_in_train_mode = evaluate_in_train_mode
         self.val_acc = MulticlassAccuracy(average="micro")
         self.test_acc = MulticlassAccuracy(average="micro")
 
     def loss(self, batch: Batch) -> tuple[Tensor, list[Equilibrium]]:
-        """Return the cross-entropy of a batch of (images, labels)."""
+        """Return the loss of a batch of (images, labels)."""
         x, y = batch
         logits, equilibria = self.net(x)
-        return F.cross_entropy(logits, y), equilibria
+        return self.criterion(logits, y), equilibria
+
+    @property
+    def departures(self) -> list[str]:
+        """What makes results of this task other than they should be."""
+        return ["dropout and batch statistics are as in training"] if self.evaluate_in_train_mode else []
+
+    def on_validation_model_eval(self) -> None:
+        """Enter evaluation mode."""
+        self.train(self.evaluate_in_train_mode)
+
+    on_test_model_eval = on_predict_model_eval = on_validation_model_eval
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log loss and accuracy of the validation split."""
@@ -61,7 +100,7 @@ class ImageClassification(ImplicitTask):
         x, y = batch
         logits, equilibria = self.net(x)
         accuracy(logits, y)
-        self.log(f"{split}_loss", F.cross_entropy(logits, y), sync_dist=True, batch_size=len(y))
+        self.log(f"{split}_loss", self.criterion(logits, y), sync_dist=True, batch_size=len(y))
         self.log(f"{split}_acc", accuracy, prog_bar=True, batch_size=len(y))
         self.log_equilibria(equilibria, len(y), prefix=f"{split}_")
 

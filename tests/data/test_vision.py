@@ -8,6 +8,7 @@ import torch
 from fake_data import labels_of, make_cifar10, make_mnist, make_svhn
 from torch import Tensor
 from torch.utils.data import Subset
+from torchvision import transforms
 
 from deq_lightning.data.base import DatasetNotFoundError
 from deq_lightning.data.vision import CIFAR10, MNIST, SVHN, TorchvisionImages
@@ -74,7 +75,7 @@ def test_seed_fixes_the_split(kind: type[TorchvisionImages], root: Path) -> None
 def test_pixels_are_normalised(kind: type[TorchvisionImages], root: Path) -> None:
     data = ready(kind, root)
     restored = pixels(data.test_set) * torch.tensor(kind.std).view(-1, 1, 1) + torch.tensor(kind.mean).view(-1, 1, 1)
-    raw = torch.as_tensor(np.asarray(data.test_set.data)).reshape(20, -1)
+    raw = torch.as_tensor(np.asarray(data.test_set.dataset.data)).reshape(20, -1)
     if kind is CIFAR10:  # torchvision keeps it with the channels last
         raw = raw.view(20, 32, 32, 3).permute(0, 3, 1, 2).flatten(1)
     assert torch.allclose(restored.flatten(1) * 255, raw.float(), atol=1e-3)
@@ -222,3 +223,49 @@ def test_the_real_files_load(tmp_path: Path) -> None:
         assert y.unique().tolist() == list(range(10))
         some = pixels(Subset(data.test_set, range(0, 10_000, 10)))
         assert some.mean().abs() < 0.05 and (some.std() - 1).abs() < 0.3
+
+
+@every_kind
+def test_parts_are_stratified_and_fixed_by_the_seed(kind: type[TorchvisionImages], root: Path) -> None:
+    data, same, other = (ready(kind, root, train_size=30, test_size=10, seed=seed) for seed in (0, 0, 1))
+    assert labels(data.train_set).bincount().tolist() == [3] * 10
+    assert labels(data.test_set).bincount().tolist() == [1] * 10
+    assert data.train_set.indices == same.train_set.indices != other.train_set.indices
+    assert not set(data.train_set.indices) & set(data.val_set.indices)
+
+
+def test_augmentation_is_applied_in_order_before_the_images_are_normalised(root: Path) -> None:
+    steps = [transforms.RandomHorizontalFlip(p=1.0), transforms.Pad(1, fill=0.5), transforms.CenterCrop(32)]
+    plain, augmented = (pixels(ready(MNIST, root, augmentation=given).train_set) for given in (None, steps))
+    grey = (0.5 - MNIST.mean[0]) / MNIST.std[0]
+    expected = torch.full((80, 1, 32, 32), 0.0 - MNIST.mean[0]) / MNIST.std[0]  # CenterCrop pads with black
+    expected[:, :, 1:31, 1:31] = grey
+    expected[:, :, 2:30, 2:30] = plain.flip(-1)
+    assert torch.allclose(augmented, expected, atol=1e-5)
+
+
+def test_the_published_protocol_selects_on_the_test_images_and_says_so(root: Path) -> None:
+    data = ready(MNIST, root, validate_on_test=True)
+    assert len(data.train_set) == 100
+    assert torch.equal(pixels(data.val_set), pixels(data.test_set))
+    assert data.departures == ["the model is selected on the test images"]
+    assert ready(MNIST, root).departures == []
+
+
+def test_published_augmentation_of_test_images_is_said_too(root: Path) -> None:
+    plain, data = ready(CIFAR10, root, augment=True), ready(CIFAR10, root, augment=True, augment_test=True)
+    assert (pixels(plain.test_set) != pixels(data.test_set)).any()
+    assert torch.equal(pixels(data.test_set), pixels(data.test_set))  # the same in every pass
+    assert data.departures == ["the test images are augmented"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"train_size": 90}, "`val_size` must leave the 90 of `train_size` of the 100 training images .* got 20"),
+        ({"test_size": 11}, "a part of the 20 images must leave out 10, got 11"),
+    ],
+)
+def test_parts_that_do_not_fit(arguments: dict[str, int], message: str, root: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        ready(MNIST, root, **arguments)

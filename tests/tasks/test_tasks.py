@@ -8,7 +8,18 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from deq_lightning import JFB, MDEQ, NPG, UPG, CosineToEnd, Digits, FixedPointIteration, ImageClassification, Unrolled
+from deq_lightning import (
+    JFB,
+    MDEQ,
+    NPG,
+    UPG,
+    CosineToEnd,
+    Digits,
+    FixedPointIteration,
+    ImageClassification,
+    Network,
+    Unrolled,
+)
 
 SMALL = dict(in_channels=1, channels=(4,), groups=2, expansion=2, head_channels=(2,), final_channels=8)
 
@@ -126,3 +137,61 @@ def test_a_fitted_models_copy_does_not_copy_its_task(folder: Path) -> None:
     assert vars(twin.gradient).keys() == {"pretrain_steps", "unroll_steps", "step", "k", "damping", "checkpoint"}
     x = torch.randn(2, 1, 8, 8)
     assert torch.equal(task.net.eval()(x)[0], twin.eval()(x)[0])
+
+
+def test_squared_error_is_the_mean_square_of_the_distance_to_the_one_hot_label() -> None:
+    task = ImageClassification(net=MDEQ(**SMALL), criterion="squared_error")
+    x, y = torch.randn(3, 1, 8, 8), torch.tensor([1, 0, 4])
+    logits = task(x)
+    expected = (logits - torch.eye(logits.shape[1])[y]).square().mean()
+    torch.testing.assert_close(task.loss((x, y))[0], expected)
+
+
+@pytest.mark.parametrize("as_published", [False, True])
+def test_evaluation_in_train_mode_is_an_option_that_labels_itself(as_published: bool, folder: Path) -> None:
+    task = ImageClassification(net=MDEQ(**SMALL), evaluate_in_train_mode=as_published)
+    seen = []
+    task.net.head.register_forward_hook(lambda module, inputs, output: seen.append(module.training))
+    trainer(folder, max_epochs=1, limit_train_batches=1, limit_val_batches=1).fit(task, Digits())
+    assert seen[-1] is as_published  # validation comes last
+    assert task.net.training
+    assert task.departures == (["dropout and batch statistics are as in training"] if as_published else [])
+
+
+def test_an_unknown_criterion_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"`criterion` must be one of cross_entropy, squared_error; got 'mse'"):
+        ImageClassification(net=MDEQ(**SMALL), criterion="mse")
+
+
+class Explicit(Network):
+    """A network without an equilibrium, whose weight must stay at most 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = torch.nn.Linear(64, 10)
+        self.projections = 0
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, list]:
+        return self.out(x.flatten(1)), []
+
+    def project(self, equilibria: list) -> None:
+        assert not torch.is_grad_enabled() and equilibria == []
+        self.projections += 1
+        self.out.weight.clamp_(-0.05, 0.05)
+
+
+def test_a_network_without_an_equilibrium_trains_and_is_projected_after_every_optimizer_step(folder: Path) -> None:
+    task = ImageClassification(net=Explicit(), optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1.0))
+    trainer(folder, max_steps=3, accumulate_grad_batches=2).fit(task, Digits())
+    assert task.net.projections == 3
+    assert task.net.out.weight.abs().max() == 0.05
+    assert task.strategy is None
+
+
+def test_the_projection_sees_the_detached_equilibria_of_the_step(folder: Path) -> None:
+    seen = []
+    task = ImageClassification(net=MDEQ(**SMALL))
+    task.net.project = seen.extend
+    trainer(folder, max_steps=2).fit(task, Digits())
+    assert len(seen) == 2
+    assert not any(part.requires_grad for equilibrium in seen for part in equilibrium.z)
