@@ -22,6 +22,7 @@ from deq_lightning.gradients import Unrolled as Unrolled
 from deq_lightning.models import FPN as FPN
 from deq_lightning.models import MDEQ as MDEQ
 from deq_lightning.models import MON as MON
+from deq_lightning.models import DenseFPN as DenseFPN
 from deq_lightning.models import Equilibrium as Equilibrium
 from deq_lightning.models import ImplicitModel as ImplicitModel
 from deq_lightning.models import MDEQSegmentation as MDEQSegmentation

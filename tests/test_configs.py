@@ -14,7 +14,9 @@ QUICK = {
     "digits": [],
     "mnist": ["--data.batch_size", "4", "--data.eval_batch_size", "4"],
     "cifar": ["--data.batch_size", "2", "--model.net.solver.max_steps", "3"],
+    "svhn": ["--data.batch_size", "2", "--model.net.solver.max_steps", "3"],
 }
+MAKERS = {"mnist": fake_data.make_mnist, "cifar": fake_data.make_cifar10, "svhn": fake_data.make_svhn}
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
@@ -30,7 +32,7 @@ def test_its_name_says_what_it_holds(config: Path) -> None:
 def test_it_runs(config: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = config.stem.split("_")[0]
     if dataset != "digits":
-        {"mnist": fake_data.make_mnist, "cifar": fake_data.make_cifar10}[dataset](folder / "data", monkeypatch)
+        MAKERS[dataset](folder / "data", monkeypatch)
         QUICK[dataset] = [*QUICK[dataset], "--data.val_size", "10", "--data.num_workers", "0"]
     cli = main(["fit", "--config", config.stem, "--trainer.fast_dev_run", "true", *QUICK[dataset]])
     assert cli.trainer.global_step == 1

@@ -4,6 +4,7 @@ from deq_lightning.models.base import Equilibrium as Equilibrium
 from deq_lightning.models.base import ImplicitModel as ImplicitModel
 from deq_lightning.models.base import Network as Network
 from deq_lightning.models.fpn import FPN as FPN
+from deq_lightning.models.fpn_dense import DenseFPN as DenseFPN
 from deq_lightning.models.mdeq import MDEQ as MDEQ
 from deq_lightning.models.mdeq import MDEQSegmentation as MDEQSegmentation
 from deq_lightning.models.mon import MON as MON

@@ -1,14 +1,16 @@
 """Fixed point networks, the convolutional image classifiers of the JFB paper."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from deq_lightning.configured import check_at_least
-from deq_lightning.models.base import ImplicitModel
+from deq_lightning.models.base import CellMap, Equilibrium, ImplicitModel
+from deq_lightning.models.projections import average_over_processes
 from deq_lightning.solvers import FixedPointIteration, Solver
 
 conv3x3 = partial(nn.Conv2d, kernel_size=3, padding=1)
@@ -49,21 +51,22 @@ def activated_block(channels: int, norm: nn.Module, dropout: float = 0.0) -> Res
     return Residual(branch, nn.Sequential(lrelu(), norm))
 
 
-def resnet_block(in_channels: int, channels: int, stride: int) -> Residual:
-    """Return the data block of the SVHN network."""
-    branch = nn.Sequential(
-        conv3x3(in_channels, channels, stride=stride, bias=False),
-        nn.BatchNorm2d(channels),
-        lrelu(),
-        nn.Dropout2d(0.1),
-        conv3x3(channels, channels, bias=False),
-        nn.BatchNorm2d(channels),
-        nn.Dropout2d(0.1),
-    )
+def resnet_block(
+    in_channels: int, channels: int, stride: int, act: Callable[[], nn.Module] = lrelu, dropout: float = 0.1
+) -> Residual:
+    """Return a block of two convolutions with BatchNorm, those of the SVHN network by default."""
+
+    def conv_norm(inner: int, stride: int) -> list[nn.Module]:
+        return [conv3x3(inner, channels, stride=stride, bias=False), nn.BatchNorm2d(channels)]
+
+    def drop() -> list[nn.Module]:
+        return [nn.Dropout2d(dropout)] if dropout else []
+
+    branch = nn.Sequential(*conv_norm(in_channels, stride), act(), *drop(), *conv_norm(channels, 1), *drop())
     # Without parameters (option A of He et al. 2016): every `stride`-th pixel, and zeros for channels on both sides.
     new = channels - in_channels
     shortcut = nn.Sequential(nn.AvgPool2d(1, stride), nn.ZeroPad3d((0, 0, 0, 0, new // 2, new - new // 2)))
-    return Residual(branch, lrelu(), shortcut)
+    return Residual(branch, act(), shortcut)
 
 
 def mnist_encoder(in_channels: int, channels: int) -> nn.Sequential:
@@ -203,6 +206,9 @@ class FPN(ImplicitModel):
             by one, and moves its running statistics at every evaluation. `group`: GroupNorm with one group, which keeps
             samples apart; the injection is then normalised too, once, because an image of little contrast would
             otherwise hardly count beside a state of fixed scale. `none`: as published for Jacobian-based training.
+        lipschitz_rescale: whether the convolutions of R shrink after every optimizer step in which R, at the
+            equilibrium and beside it, contracts by less than `gamma` on average, as in the paper's code. That does not
+            make R a contraction, and the paper reports that it was not needed.
         solver: finds z*. None: `FixedPointIteration(max_steps=50)`, the paper's iteration.
 
     Shapes:
@@ -227,6 +233,7 @@ class FPN(ImplicitModel):
         latent_blocks: int | None = None,
         gamma: float | None = None,
         latent_norm: Literal["batch", "group", "none"] = "group",
+        lipschitz_rescale: bool = False,
         solver: Solver | None = None,
     ) -> None:
         super().__init__(solver or FixedPointIteration(max_steps=50))
@@ -242,6 +249,7 @@ class FPN(ImplicitModel):
         if not 0 < self.gamma < 1:
             raise ValueError(f"`gamma` must be in (0, 1), got {gamma}. Leave it out for the usual {published.gamma}.")
         self.gamma_on_state = published.gamma_on_state
+        self.lipschitz_rescale = lipschitz_rescale
         self.encoder = published.encoder(in_channels, channels)
         self.injection_norm = norm(channels) if latent_norm == "group" else nn.Identity()
         self.latent = nn.Sequential(*(published.block(channels, norm(channels)) for _ in range(latent_blocks)))
@@ -260,6 +268,24 @@ class FPN(ImplicitModel):
     def readout(self, z: Tensor) -> Tensor:
         """Return the logits S(z)."""
         return self.head(z)
+
+    def project(self, equilibria: Sequence[Equilibrium]) -> None:
+        """Shrink the convolutions of R where it contracts too little."""
+        for f, z, _ in equilibria if self.lipschitz_rescale else ():
+            assert isinstance(f, CellMap) and isinstance(z, Tensor)
+            expansion = average_over_processes(self.expansion(z, f.u))
+            factor = (self.gamma / expansion).clamp_max(1) ** (1 / len(self.latent))
+            for parameter in self.latent.parameters():
+                parameter.mul_(factor)
+
+    def expansion(self, z: Tensor, u: Tensor) -> Tensor:
+        """Return by how much R lengthens a random displacement of the state, on average over samples and pixels.
+
+        Displacement and injection are disturbed by standard normal noise; lengths are over the channels of a pixel.
+        """
+        noise, disturbed = torch.randn_like(z), u + torch.randn_like(u)
+        change = self.cell(z + noise, disturbed) - self.cell(z, disturbed)
+        return change.norm(dim=1).mean() / noise.norm(dim=1).mean()
 
 
 def check_known(name: str, key: str, known: Iterable[str]) -> None:

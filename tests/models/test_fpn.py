@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from deq_lightning.gradients import JFB, NPG, UPG, Implicit, Unrolled
+from deq_lightning.models.base import CellMap, Equilibrium
 from deq_lightning.models.fpn import FPN, NETWORKS, resnet_block
 from deq_lightning.solvers import FixedPointIteration, Status
 
@@ -289,6 +290,41 @@ def test_training_lowers_the_loss(latent_norm):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.8 * losses[0]
+
+
+# The rescale
+
+
+def test_rescaling_shrinks_every_block_by_the_same_factor_until_the_map_contracts() -> None:
+    model = FPN("mnist", image_size=9, latent_norm="none", lipschitz_rescale=True).eval()
+    with torch.no_grad():
+        for parameter in model.latent.parameters():
+            parameter.mul_(4)
+    z, u = torch.randn(2, 64, 32, 3, 3)
+    equilibria = [Equilibrium(CellMap(model.cell, u, separable=True), z, None)]
+    with torch.no_grad():
+        before = [parameter.clone() for parameter in model.latent.parameters()]
+        torch.manual_seed(1)
+        expansion = model.expansion(z, u)
+        torch.manual_seed(1)  # the same displacement
+        model.project(equilibria)
+        assert expansion > model.gamma
+        for old, new in zip(before, model.latent.parameters(), strict=True):
+            torch.testing.assert_close(new, old * (model.gamma / expansion) ** 0.5)
+        for _ in range(30):
+            model.project(equilibria)
+        assert model.expansion(z, u) < 1.05 * model.gamma
+
+
+def test_expansion_of_a_linear_map_is_its_factor_and_then_nothing_is_rescaled() -> None:
+    model = FPN("mnist", image_size=9, latent_norm="none", gamma=0.3, lipschitz_rescale=True)
+    zero_branches(model)
+    z, u = torch.randn(2, 2, 32, 3, 3)
+    torch.testing.assert_close(model.expansion(z, u), torch.tensor(0.3))
+    nn.init.ones_(model.latent[0].branch[-2].bias)  # a shift, which lengthens nothing
+    with torch.no_grad():
+        model.project([Equilibrium(CellMap(model.cell, u, separable=True), z, None)])
+    torch.testing.assert_close(model.latent[0].branch[-2].bias, torch.ones(32))
 
 
 # Arguments
