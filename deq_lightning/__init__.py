@@ -27,6 +27,7 @@ from deq_lightning.models import Equilibrium as Equilibrium
 from deq_lightning.models import ImplicitModel as ImplicitModel
 from deq_lightning.models import MDEQSegmentation as MDEQSegmentation
 from deq_lightning.models import Network as Network
+from deq_lightning.models import NeuralODE as NeuralODE
 from deq_lightning.solvers import GMRES as GMRES
 from deq_lightning.solvers import Anderson as Anderson
 from deq_lightning.solvers import Broyden as Broyden

@@ -20,7 +20,7 @@ from deq_lightning.configured import CombinationError
 from deq_lightning.data import DataError
 from deq_lightning.estimators import JacobianPenalty
 from deq_lightning.gradients import UPG, GradientStrategy
-from deq_lightning.models import Network
+from deq_lightning.models import IntegrationError, Network
 from deq_lightning.parsing import ConfigByName, Parser, UsageError, in_brief
 from deq_lightning.runs import SaveConfig, check_fits, free_folder, read_checkpoint, with_own_config
 from deq_lightning.solvers import NormalCG, Solver
@@ -222,7 +222,7 @@ def main(args: Sequence[str] | None = None, run: bool = True) -> DEQCLI:
 
     Raises:
         SystemExit: with a line or two on standard error, and status 2 for anything typed that cannot be done, 1 for a
-            run that has diverged.
+            run that has diverged or can no longer be integrated.
     """
     for message in QUIET:
         warnings.filterwarnings("ignore", message=message)
@@ -248,4 +248,7 @@ def main(args: Sequence[str] | None = None, run: bool = True) -> DEQCLI:
         raise SystemExit(2) from error
     except DivergenceError as error:
         say(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from error
+    except IntegrationError as error:
+        print(f"error: {error}", file=sys.stderr)  # on any process: it need not be the first one's
         raise SystemExit(1) from error

@@ -1,4 +1,4 @@
-"""Implicit models; they know neither the solver nor the gradient they are given."""
+"""Implicit models, which know neither the solver nor the gradient they are given, and baselines without either."""
 
 from deq_lightning.models.base import Equilibrium as Equilibrium
 from deq_lightning.models.base import ImplicitModel as ImplicitModel
@@ -8,3 +8,5 @@ from deq_lightning.models.fpn_dense import DenseFPN as DenseFPN
 from deq_lightning.models.mdeq import MDEQ as MDEQ
 from deq_lightning.models.mdeq import MDEQSegmentation as MDEQSegmentation
 from deq_lightning.models.mon import MON as MON
+from deq_lightning.models.neural_ode import IntegrationError as IntegrationError
+from deq_lightning.models.neural_ode import NeuralODE as NeuralODE
