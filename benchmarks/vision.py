@@ -3,9 +3,10 @@
     OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python benchmarks/vision.py [--mnist ROOT]
 
 `cell`: one evaluation without gradients at the published shapes, beside the same convolutions, norms and sums called
-one after the other on the same tensors; then with channels last and compiled. `step`: training steps of MDEQ-Tiny with
-the published budgets, batch 8, in units of one bare evaluation. `mnist`: a training step of the config `mnist_jfb` with
-each gradient, on a batch of the real images (`--mnist ROOT`), after `--warm` steps of training with that gradient.
+one after the other on the same tensors. `formats`: whole training steps with channels last and with a compiled cell.
+`step`: training steps of MDEQ-Tiny with the published budgets, batch 8, in units of one bare evaluation. `mnist`: a
+training step of the config `mnist_jfb` with each gradient, on a batch of the real images (`--mnist ROOT`), after
+`--warm` steps of training with that gradient.
 """
 
 import json
@@ -21,7 +22,7 @@ from figures import RESULTS
 from measure import Counter, interleaved, peak_bytes, ratio, versions
 from torch import Tensor, nn
 
-from deq_lightning import MDEQ, UPG, Broyden, Implicit
+from deq_lightning import FPN, JFB, MDEQ, UPG, Broyden, Implicit
 from deq_lightning.cli import main as command_line
 from deq_lightning.gradients import GradientStrategy
 from deq_lightning.models.frozen import WeightNormConv2d, frozen
@@ -51,7 +52,21 @@ GRADIENTS = {
     "Implicit, GMRES": ["--gradient", "Implicit", "--gradient.adjoint_solver", "GMRES"],
 }
 
+STEPS: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
+    "MDEQ-Tiny, UPG(5), 8 x 32²": (
+        lambda: with_gradient(MDEQ(solver=Broyden(23, rtol=0, history=22)), UPG(k=5)),
+        (8, 3, 32, 32),
+    ),
+    "FPN mnist, JFB, 100 x 28²": (lambda: with_gradient(FPN(), JFB()), (100, 1, 28, 28)),
+}
+
 Layer = Callable[[Tensor], Tensor]
+
+
+def with_gradient(model: Any, strategy: GradientStrategy) -> Any:
+    """Return the model with the strategy."""
+    model.gradient = strategy
+    return model
 
 
 def bare(layer: nn.Module) -> Layer:
@@ -119,31 +134,51 @@ def bare_cell(cell: MultiscaleCell) -> Callable[[States, Tensor], States]:
 
 @torch.no_grad()
 def cells(rounds: int) -> dict[str, dict[str, float]]:
-    """Time the cell at every shape, as it is, with channels last, and compiled, over its bare layers."""
+    """Time the cell at every published shape over its bare layers."""
     rows = {}
     for name, (kind, sizes, shape) in SHAPES.items():
         torch.manual_seed(0)
         model, x = kind(**sizes), torch.randn(shape)
         clone, u = frozen(model), model.inject(x)
         z = tuple(torch.randn_like(part) for part in model.initial_state(u))
-        last = frozen(model.to(memory_format=torch.channels_last))
-        z_last, u_last = (
-            tuple(part.contiguous(memory_format=torch.channels_last) for part in z),
-            u.contiguous(memory_format=torch.channels_last),
-        )
-        compiled = torch.compile(clone.cell)
         plain = bare_cell(clone.equilibrium_module)
         torch.testing.assert_close(plain(z, u), clone.cell(z, u))
+        times = interleaved({"bare": partial(plain, z, u), "cell": partial(clone.cell, z, u)}, rounds)
+        rows[name] = {"bare, ms": 1e3 * median(times["bare"]), "cell / bare": ratio(times, "cell", "bare")}
+        show(name, rows[name])
+    return rows
+
+
+def formats(rounds: int) -> dict[str, dict[str, float]]:
+    """Time whole training steps with channels last and with a compiled cell over plain ones."""
+    rows = {}
+    for name, (make, shape) in STEPS.items():
+        x, y = torch.randn(shape), torch.randint(10, shape[:1])
+        last = x.contiguous(memory_format=torch.channels_last)
+        variants = {
+            "plain": (make(), x),
+            "channels last": (make(), last),
+            "compiled": (make(), x),
+            "both": (make(), last),
+        }
+        for variant, (model, _) in variants.items():
+            if variant in ("channels last", "both"):
+                model.to(memory_format=torch.channels_last)
+            if variant in ("compiled", "both"):
+                model.compile()
         actions = {
-            "bare": partial(plain, z, u),
-            "cell": partial(clone.cell, z, u),
-            "channels last": partial(last.cell, z_last, u_last),
-            "compiled": partial(compiled, z, u),
+            variant: partial(train, model, model.gradient, images, y) for variant, (model, images) in variants.items()
         }
         times = interleaved(actions, rounds)
-        rows[name] = {"ms": 1e3 * median(times["bare"])} | {key: ratio(times, key, "bare") for key in list(actions)[1:]}
-        print(f"| {name} | " + " | ".join(f"{value:.2f}" for value in rows[name].values()) + " |", flush=True)
+        rows[name] = {"plain, ms": 1e3 * median(times["plain"])}
+        rows[name] |= {variant: ratio(times, variant, "plain") for variant in list(variants)[1:]}
+        show(name, rows[name])
     return rows
+
+
+def show(name: str, row: dict[str, float]) -> None:
+    """Print a row of a table."""
+    print(f"| {name} | " + " | ".join(f"{key} {value:.2f}" for key, value in row.items()) + " |", flush=True)
 
 
 def train(model: nn.Module, strategy: GradientStrategy, x: Tensor, y: Tensor) -> None:
@@ -174,7 +209,7 @@ def steps(rounds: int) -> dict[str, dict[str, float]]:
             "over UPG": ratio(times, name, "UPG(5)"),
             "ms": 1e3 * median(times[name]),
         }
-        print(f"| {name} | " + " | ".join(f"{value:.2f}" for value in rows[name].values()) + " |")
+        show(name, rows[name])
     share = rows["UPG(5)"]["cells"] / REFERENCE_STEP
     print(f"UPG(5) over the published code's step, both in evaluations of their cell: {share:.2f}")
     return rows | {"reference": {"cells": REFERENCE_STEP, "share": share}}
@@ -202,7 +237,7 @@ def mnist(root: str, warm: int, rounds: int) -> dict[str, dict[str, float]]:
     for name, row in rows.items():
         row["s an epoch"] = row["steps an epoch"] * median(times[name])
         row["over JFB"] = ratio(times, name, "JFB")
-        print(f"| {name} | " + " | ".join(f"{key} {value:.2f}" for key, value in row.items()) + " |")
+        show(name, row)
     return rows
 
 
@@ -227,13 +262,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--mnist", default=None, help="Root of the real MNIST images. None: without that table.")
     parser.add_argument("--warm", type=int, default=100)
-    parser.add_argument("--only", choices=("cell", "step", "mnist"), default=None)
+    parser.add_argument("--only", choices=("cell", "formats", "step", "mnist"), default=None)
     options = parser.parse_args()
     print(f"{versions()}; medians of {options.rounds} rounds")
     path = RESULTS / "vision.json"
     results = json.loads(path.read_text()) if path.exists() else {}
     if options.only in (None, "cell"):
         results["cell"] = cells(options.rounds)
+    if options.only in (None, "formats"):
+        results["formats"] = formats(options.rounds)
     if options.only in (None, "step"):
         results["step"] = steps(options.rounds)
     if options.mnist and options.only in (None, "mnist"):

@@ -40,14 +40,15 @@ class ImageClassification(ImplicitTask):
         lr_scheduler: makes the schedule from the optimizer; stepped after every optimizer step. None: constant.
         penalty: a penalty on the Jacobian at the equilibrium, added to the loss in training. None: no such term.
         compile: whether to compile the cell with `torch.compile`; slow first steps. Not with `penalty`.
-        channels_last: whether images and the weights of convolutions are stored with the channels last.
+        channels_last: whether images and the weights of convolutions are stored with the channels last. None: on a CPU,
+            where training steps were measured to be as fast or faster with it.
         criterion: the loss, `cross_entropy` or, as for the first MNIST networks of the JFB paper, `squared_error`: the
             mean square of the distance of the logits to the one-hot label.
         evaluate_in_train_mode: whether validation and test leave dropout and batch statistics as in training, as the
             code of the JFB paper does; not for results of your own.
 
     Raises:
-        ValueError: if the criterion is not known, or `compile` and `penalty` are both wanted.
+        ValueError: if the criterion is not known, or `penalty` is wanted with `compile` or without an equilibrium.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class ImageClassification(ImplicitTask):
         lr_scheduler: LRSchedulerCallable | None = None,
         penalty: JacobianPenalty | None = None,
         compile: bool = False,
-        channels_last: bool = False,
+        channels_last: bool | None = None,
         criterion: Criterion = "cross_entropy",
         evaluate_in_train_mode: bool = False,
     ) -> None:

@@ -130,6 +130,17 @@ def test_compile_and_penalty_exclude_each_other() -> None:
         ImageClassification(net(), compile=True, penalty=JacobianPenalty())
 
 
+@pytest.mark.parametrize(("given", "expected"), [(None, True), (True, True), (False, False)])
+def test_on_a_cpu_channels_come_last_unless_told_otherwise(given: bool | None, expected: bool, folder: Path) -> None:
+    task = ImageClassification(net(), channels_last=given)
+    seen = []
+    task.net.stem.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    trainer(folder, max_steps=1).fit(task, Digits())
+    trainer(folder).test(task, Digits(), verbose=False)
+    assert all(u.is_contiguous(memory_format=torch.channels_last) is expected for u in seen)
+    assert len(task.net._forward_pre_hooks) == expected
+
+
 def test_channels_last_is_another_order_in_memory_of_the_same_numbers(folder: Path) -> None:
     x = torch.randn(3, 1, 8, 8)
     plain = ImageClassification(net()).double()

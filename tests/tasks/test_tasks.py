@@ -17,6 +17,7 @@ from deq_lightning import (
     Digits,
     FixedPointIteration,
     ImageClassification,
+    JacobianPenalty,
     Network,
     Unrolled,
 )
@@ -186,6 +187,11 @@ def test_a_network_without_an_equilibrium_trains_and_is_projected_after_every_op
     assert task.net.projections == 3
     assert task.net.out.weight.abs().max() == 0.05
     assert task.strategy is None
+
+
+def test_a_penalty_without_an_equilibrium_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"`penalty` is on an equilibrium, and `Explicit` has none. Leave it out."):
+        ImageClassification(net=Explicit(), penalty=JacobianPenalty())
 
 
 def test_the_projection_sees_the_detached_equilibria_of_the_step(folder: Path) -> None:
