@@ -26,6 +26,8 @@ from deq_lightning.models import DenseFPN as DenseFPN
 from deq_lightning.models import Equilibrium as Equilibrium
 from deq_lightning.models import ImplicitModel as ImplicitModel
 from deq_lightning.models import MDEQSegmentation as MDEQSegmentation
+from deq_lightning.models import MONConv as MONConv
+from deq_lightning.models import MONMultiTier as MONMultiTier
 from deq_lightning.models import Network as Network
 from deq_lightning.models import NeuralODE as NeuralODE
 from deq_lightning.solvers import GMRES as GMRES

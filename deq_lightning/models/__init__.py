@@ -8,5 +8,7 @@ from deq_lightning.models.fpn_dense import DenseFPN as DenseFPN
 from deq_lightning.models.mdeq import MDEQ as MDEQ
 from deq_lightning.models.mdeq import MDEQSegmentation as MDEQSegmentation
 from deq_lightning.models.mon import MON as MON
+from deq_lightning.models.mon import MONConv as MONConv
+from deq_lightning.models.mon import MONMultiTier as MONMultiTier
 from deq_lightning.models.neural_ode import IntegrationError as IntegrationError
 from deq_lightning.models.neural_ode import NeuralODE as NeuralODE
