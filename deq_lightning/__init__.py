@@ -5,6 +5,7 @@ from importlib.metadata import version
 from deq_lightning.callbacks import DivergenceGuard as DivergenceGuard
 from deq_lightning.callbacks import EquilibriumMonitor as EquilibriumMonitor
 from deq_lightning.callbacks import PredictionWriter as PredictionWriter
+from deq_lightning.callbacks import SplittingTuner as SplittingTuner
 from deq_lightning.data import CIFAR10 as CIFAR10
 from deq_lightning.data import MNIST as MNIST
 from deq_lightning.data import SVHN as SVHN
