@@ -1,10 +1,12 @@
 """Every shipped config runs, and its name says what it holds."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import fake_data
 import pytest
+import torch
 import yaml
 
 from deq_lightning.cli import main
@@ -18,7 +20,12 @@ QUICK_DATA = {
     "svhn": ["--data.batch_size", "2", "--data.eval_batch_size", "4"],
     "cifar": ["--data.batch_size", "2"],
 }
-QUICK_NET = {"MDEQ": ["--model.net.solver.max_steps", "3"], "NeuralODE": ["--model.net.width", "8"]}
+QUICK_NET = {
+    "MDEQ": ["--model.net.solver.max_steps", "3"],
+    "MONConv": ["--model.net.channels", "4"],
+    "MONMultiTier": ["--model.net.channels", "[2, 3, 4]"],
+    "NeuralODE": ["--model.net.width", "8"],
+}
 
 
 def strategy_of(content: dict[str, Any]) -> str:
@@ -70,3 +77,24 @@ def test_cifar_runs_three_steps_on_a_root_in_torchvisions_format(folder: Path, m
     )
     assert cli.trainer.global_step == 3
     assert (folder / "checkpoints/cifar_upg/last.ckpt").is_file()
+
+
+@pytest.mark.parametrize(
+    "config", [config for config in CONFIGS if "OneCycleLR" in config.read_text()], ids=lambda path: path.stem
+)
+def test_the_cycle_has_the_published_knots(config: Path) -> None:
+    """Piecewise linear in the epoch, to an optimizer step: up in (E − 5) / 2, back until E − 5, and flat."""
+    content = yaml.safe_load(config.read_text())
+    options = content["model"]["init_args"]["lr_scheduler"]["init_args"]
+    epochs, highest, steps = content["trainer"]["max_epochs"], options["max_lr"], math.ceil(45_000 / 128)
+    optimizer = torch.optim.Adam([torch.zeros(1, requires_grad=True)])
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, **options)
+    top, middle = (epochs - 5) // 2 * steps, (1e-3 + highest) / 2
+    knots = {0: (1e-3, 0.95), top // 2: (middle, 0.9), top: (highest, 0.85), 3 * top // 2: (middle, 0.9)}
+    knots |= {2 * top: (1e-3, 0.95), 2 * top + steps: (1e-3, 0.95), epochs * steps: (1e-3, 0.95)}
+    for step, (rate, beta) in knots.items():
+        scheduler.last_epoch = step - 1
+        scheduler.step()
+        # Of two steps: PyTorch ends every phase one step early.
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(rate, abs=2 * highest / top)
+        assert optimizer.param_groups[0]["betas"][0] == pytest.approx(beta, abs=2 * 0.1 / top)
