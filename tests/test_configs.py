@@ -93,6 +93,7 @@ def test_the_cycle_has_the_published_knots(config: Path) -> None:
     knots = {0: (1e-3, 0.95), top // 2: (middle, 0.9), top: (highest, 0.85), 3 * top // 2: (middle, 0.9)}
     knots |= {2 * top: (1e-3, 0.95), 2 * top + steps: (1e-3, 0.95), epochs * steps: (1e-3, 0.95)}
     for step, (rate, beta) in knots.items():
+        optimizer.step()
         scheduler.last_epoch = step - 1
         scheduler.step()
         # Of two steps: PyTorch ends every phase one step early.
