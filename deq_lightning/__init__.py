@@ -9,7 +9,9 @@ from deq_lightning.callbacks import SplittingTuner as SplittingTuner
 from deq_lightning.data import CIFAR10 as CIFAR10
 from deq_lightning.data import MNIST as MNIST
 from deq_lightning.data import SVHN as SVHN
+from deq_lightning.data import Cityscapes as Cityscapes
 from deq_lightning.data import Digits as Digits
+from deq_lightning.data import ImageNet as ImageNet
 from deq_lightning.estimators import JacobianPenalty as JacobianPenalty
 from deq_lightning.estimators import gradient_audit as gradient_audit
 from deq_lightning.estimators import jacobian_penalty as jacobian_penalty

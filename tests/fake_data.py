@@ -1,12 +1,15 @@
 """Tiny datasets in torchvision's own file formats, for tests that must not download."""
 
 import hashlib
+import itertools
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.io import savemat
+from torch.utils.data import DataLoader
 from torchvision import datasets
 
 
@@ -48,6 +51,51 @@ def make_svhn(root: Path, monkeypatch: pytest.MonkeyPatch, train: int = 100, tes
         savemat(path, {"X": _pixels(32, 32, 3, count), "y": labels[:, None].astype(np.uint8)})
         split_list[name] = ["", path.name, _md5(path)]
     monkeypatch.setattr(datasets.SVHN, "split_list", split_list)
+
+
+def make_imagenet(root: Path, monkeypatch: pytest.MonkeyPatch, train: int = 10, val: int = 3) -> None:
+    """Write `imagenet/train` and `imagenet/val` under `root`: two classes of as many JPEG files each."""
+    del monkeypatch
+    for split, count in {"train": train, "val": val}.items():
+        for name in ("n01440764", "n02123045"):
+            folder = root / "imagenet" / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                Image.fromarray(_pixels(40, 60, 3)).save(folder / f"{name}_{number}.JPEG")
+
+
+def make_cityscapes(root: Path, monkeypatch: pytest.MonkeyPatch, train: int = 6, val: int = 2) -> None:
+    """Write `cityscapes/leftImg8bit` and `cityscapes/gtFine` under `root`: two cities of as many images in each split.
+
+    The colour of a pixel, one of `CITYSCAPES_COLOURS`, says its label, one of the 34; in blocks of 16 x 16 pixels.
+    """
+    del monkeypatch
+    cities = {"train": ("aachen", "zurich"), "val": ("frankfurt", "munster")}
+    for split, count in {"train": train, "val": val}.items():
+        for number, city in itertools.product(range(count), cities[split]):
+            blocks = np.random.default_rng(number).integers(0, 34, (4, 8), dtype=np.uint8)
+            labels = np.kron(blocks, np.ones((16, 16), dtype=np.uint8))
+            name = f"{split}/{city}/{city}_{number:06}_000019"
+            _save(CITYSCAPES_COLOURS[labels], root / "cityscapes/leftImg8bit" / f"{name}_leftImg8bit.png")
+            _save(labels, root / "cityscapes/gtFine" / f"{name}_gtFine_labelIds.png")
+
+
+# Bright, so that none is the black of the padding.
+CITYSCAPES_COLOURS = np.random.default_rng(0).integers(32, 256, (34, 3), dtype=np.uint8)
+
+
+def error_of(loader: DataLoader, kind: type[Exception]) -> Exception:
+    """Return the error that reading all batches raises, and end the workers, which else take five seconds to notice."""
+    iterator = iter(loader)
+    with pytest.raises(kind) as caught:
+        list(iterator)
+    getattr(iterator, "_shutdown_workers", lambda: None)()
+    return caught.value
+
+
+def _save(pixels: np.ndarray, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
 
 
 def _pixels(*shape: int) -> np.ndarray:

@@ -12,16 +12,25 @@ import yaml
 from deq_lightning.cli import main
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
-DATA = {"mnist": fake_data.make_mnist, "svhn": fake_data.make_svhn, "cifar": fake_data.make_cifar10}
+DATA = {
+    "mnist": fake_data.make_mnist,
+    "svhn": fake_data.make_svhn,
+    "cifar": fake_data.make_cifar10,
+    "imagenet": fake_data.make_imagenet,
+    "cityscapes": fake_data.make_cityscapes,
+}
 # Small enough for a test; sizes are tested with the models.
 QUICK_DATA = {
     "digits": [],
     "mnist": ["--data.batch_size", "4", "--data.eval_batch_size", "4"],
     "svhn": ["--data.batch_size", "2", "--data.eval_batch_size", "4"],
     "cifar": ["--data.batch_size", "2"],
+    "imagenet": ["--data.batch_size", "2", "--data.image_size", "32"],
+    "cityscapes": ["--data.batch_size", "2", "--data.crop_size", "[32, 64]", "--data.scale", "[0.03, 0.06]"],
 }
 QUICK_NET = {
     "MDEQ": ["--model.net.solver.max_steps", "3"],
+    "MDEQSegmentation": ["--model.net.channels", "[8, 8, 8, 8]", "--model.net.solver.max_steps", "3"],
     "MONConv": ["--model.net.channels", "4"],
     "MONMultiTier": ["--model.net.channels", "[2, 3, 4]"],
     "NeuralODE": ["--model.net.width", "8"],
@@ -43,6 +52,9 @@ def quick(dataset: str, content: dict[str, Any]) -> list[str]:
     unrolled = content.get("gradient", {}).get("init_args", {}).get("pretrain_steps", 0) > 0
     short = ["--gradient.unroll_steps", "2"] if unrolled else []
     net = content["model"]["init_args"]["net"]["class_path"]
+    if len(content["model"]["init_args"]["net"].get("init_args", {}).get("head_channels", [])) == 4:
+        short += ["--model.net.channels", "[8, 8, 8, 8]", "--model.net.head_channels", "[4, 4, 4, 4]"]
+        short += ["--model.net.final_channels", "16"]
     return [*QUICK_DATA[dataset], *QUICK_NET.get(net, []), *kept, *short]
 
 

@@ -12,11 +12,17 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from deq_lightning.configured import check_at_least
 
-MAX_WORKERS = 8  # beyond this, workers for images this small only compete for memory
-
 
 class DataError(Exception):
-    """The data cannot be used as asked for; the message is one line that says what to type."""
+    """The data cannot be used as asked for; the message is one line that says what to type.
+
+    Args:
+        message: that line. PyTorch makes an error of a loader's worker anew, from its traceback: then the line at the
+            traceback's end.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.rsplit(f"{type(self).__name__}: ", 1)[-1].strip())
 
 
 class DatasetNotFoundError(DataError, FileNotFoundError):
@@ -116,6 +122,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     """
 
     in_memory: ClassVar[bool] = False
+    max_workers: ClassVar[int | None] = 8  # more only compete for memory where the images are small
 
     def __init__(
         self,
@@ -178,4 +185,5 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             return self.num_workers
         if self.in_memory:
             return 0
-        return min(MAX_WORKERS, suggested_max_num_workers(self.trainer.num_devices if self.trainer else 1))
+        suggested = suggested_max_num_workers(self.trainer.num_devices if self.trainer else 1)
+        return suggested if self.max_workers is None else min(self.max_workers, suggested)
