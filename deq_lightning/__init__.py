@@ -44,5 +44,7 @@ from deq_lightning.solvers import Status as Status
 from deq_lightning.tasks import CosineToEnd as CosineToEnd
 from deq_lightning.tasks import ImageClassification as ImageClassification
 from deq_lightning.tasks import ImplicitTask as ImplicitTask
+from deq_lightning.tasks import PolynomialToEnd as PolynomialToEnd
+from deq_lightning.tasks import SemanticSegmentation as SemanticSegmentation
 
 __version__ = version("deq-lightning")

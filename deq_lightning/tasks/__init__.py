@@ -3,3 +3,5 @@
 from deq_lightning.tasks.base import ImplicitTask as ImplicitTask
 from deq_lightning.tasks.classification import ImageClassification as ImageClassification
 from deq_lightning.tasks.schedules import CosineToEnd as CosineToEnd
+from deq_lightning.tasks.schedules import PolynomialToEnd as PolynomialToEnd
+from deq_lightning.tasks.segmentation import SemanticSegmentation as SemanticSegmentation

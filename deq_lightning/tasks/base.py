@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map_only
 from deq_lightning.estimators import JacobianPenalty
 from deq_lightning.gradients import GradientStrategy
 from deq_lightning.models import Equilibrium, ImplicitModel, Network
-from deq_lightning.tasks.schedules import CosineToEnd
+from deq_lightning.tasks.schedules import ToEnd
 
 
 class ImplicitTask(pl.LightningModule, ABC):
@@ -141,7 +141,7 @@ class ImplicitTask(pl.LightningModule, ABC):
         scheduler = self.make_lr_scheduler(optimizer)
         if isinstance(scheduler, ReduceLROnPlateau):
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": scheduler.monitor}}
-        if isinstance(scheduler, CosineToEnd):
+        if isinstance(scheduler, ToEnd):
             scheduler.end_at(int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -177,6 +177,17 @@ class ImplicitTask(pl.LightningModule, ABC):
             torch.set_rng_state(self._rng_state["cpu"].cpu())
         if "cuda" in self._rng_state and self.device.type == "cuda":
             torch.cuda.set_rng_state(self._rng_state["cuda"].cpu(), self.device)
+
+
+def solver_columns(equilibria: Sequence[Equilibrium]) -> dict[str, Tensor]:
+    """Return each sample's steps, summed over the equilibria, and its largest residual, where one was solved."""
+    solutions = [equilibrium.solution for equilibrium in equilibria if equilibrium.solution is not None]
+    if not solutions:
+        return {}
+    return {
+        "solver_steps": torch.stack([solution.steps for solution in solutions]).sum(dim=0),
+        "solver_residual": torch.stack([solution.residual for solution in solutions]).amax(dim=0),
+    }
 
 
 def _channels_last(net: torch.nn.Module, inputs: Any) -> Any:

@@ -11,7 +11,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from deq_lightning.estimators import JacobianPenalty
 from deq_lightning.models import Equilibrium, Network
-from deq_lightning.tasks.base import ImplicitTask
+from deq_lightning.tasks.base import ImplicitTask, solver_columns
 
 Batch = tuple[Tensor, Tensor]
 Criterion = Literal["cross_entropy", "squared_error"]
@@ -112,8 +112,4 @@ class ImageClassification(ImplicitTask):
         logits, equilibria = self.net(x)
         probability, prediction = logits.softmax(dim=1).max(dim=1)
         columns = {"prediction": prediction, "probability": probability, "label": y}
-        solutions = [equilibrium.solution for equilibrium in equilibria if equilibrium.solution is not None]
-        if solutions:
-            columns["solver_steps"] = torch.stack([solution.steps for solution in solutions]).sum(dim=0)
-            columns["solver_residual"] = torch.stack([solution.residual for solution in solutions]).amax(dim=0)
-        return columns
+        return columns | solver_columns(equilibria)
