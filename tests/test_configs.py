@@ -46,16 +46,23 @@ def strategy_of(content: dict[str, Any]) -> str:
     return {"NeuralODE": "anode" if augmented else "node"}[net["class_path"]]
 
 
+NARROW_MDEQ = [
+    *("--model.net.channels", "[8, 8, 8, 8]", "--model.net.head_channels", "[4, 4, 4, 4]"),
+    *("--model.net.final_channels", "16"),
+]
+
+
 def quick(dataset: str, content: dict[str, Any]) -> list[str]:
     """Return what to type beside the config."""
-    kept = [] if dataset == "digits" else ["--data.val_size", "10", "--data.num_workers", "0"]
-    unrolled = content.get("gradient", {}).get("init_args", {}).get("pretrain_steps", 0) > 0
-    short = ["--gradient.unroll_steps", "2"] if unrolled else []
-    net = content["model"]["init_args"]["net"]["class_path"]
-    if len(content["model"]["init_args"]["net"].get("init_args", {}).get("head_channels", [])) == 4:
-        short += ["--model.net.channels", "[8, 8, 8, 8]", "--model.net.head_channels", "[4, 4, 4, 4]"]
-        short += ["--model.net.final_channels", "16"]
-    return [*QUICK_DATA[dataset], *QUICK_NET.get(net, []), *kept, *short]
+    net = content["model"]["init_args"]["net"]
+    options = [*QUICK_DATA[dataset], *QUICK_NET.get(net["class_path"], [])]
+    if dataset != "digits":
+        options += ["--data.val_size", "10", "--data.num_workers", "0"]
+    if "head_channels" in net.get("init_args", {}) and dataset != "digits":
+        options += NARROW_MDEQ
+    if content.get("gradient", {}).get("init_args", {}).get("pretrain_steps"):
+        options += ["--gradient.unroll_steps", "2"]
+    return options
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
