@@ -12,15 +12,16 @@ class GMRES(Solver):
     r"""Minimises the residual of an *affine* map over its Krylov space; meant for adjoint systems w = Jᵀw + g.
 
     Uses the form of GMRES that keeps directions and their images (generalised conjugate residuals): every evaluation is
-    made at a usable iterate, so residuals are measured and not estimated, and a bounded history truncates gently where
-    the Arnoldi form must restart. On a map that is not affine the answer is still only returned with its true residual.
+    made at a usable iterate, so residuals are measured and not estimated. Once the history is full it begins anew:
+    forgetting the oldest direction only can stall for good. On a map that is not affine the answer is still only
+    returned with its true residual.
 
     Args:
         max_steps: evaluations of f (for an adjoint system: vector-Jacobian products) at most, 1 or more.
         rtol: a sample has converged when ‖f(z) − z‖ ≤ atol + rtol·‖f(z)‖.
         atol: absolute part of the tolerance.
         check_every: evaluations between two looks at the stop test.
-        history: directions remembered, 1 or more. Memory: two states each.
+        history: directions remembered before it begins anew, 1 or more. Memory: two states each.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -78,8 +79,15 @@ class ConjugateResiduals:
         direction, image = self._orthonormalise(direction, image)
         stride = torch.linalg.vecdot(image, self.residual)[:, None]
         norm = torch.linalg.vector_norm(self.residual, dim=1, keepdim=True)
-        self.point = self.point + stride * direction
-        self.residual = self.residual - stride * image
+        if self.count % self.length:
+            self.point = self.point + stride * direction
+            self.residual = self.residual - stride * image
+        else:
+            # From what was just measured: a residual carried along drifts away from that of `point`, and its error
+            # would enter every later image.
+            strides = inner_products(self.images, gap)
+            self.point = z + combination(strides, self.directions)
+            self.residual = gap - combination(strides, self.images)
         # The residual is the best next probe unless it hardly fell (A is close to a rotation, say): then it would only
         # repeat a direction already used, and the newest image carries on the Krylov space.
         stagnates = stride.abs() <= 1e-2 * norm
@@ -96,13 +104,12 @@ class ConjugateResiduals:
 
         Projecting twice keeps the images orthogonal to working precision where one pass loses digits.
         """
-        used = min(self.count, self.length)
+        slot = used = self.count % self.length  # 0 once the history was full
         for _ in range(2 if used else 0):
             overlap = inner_products(self.images[:, :used], image)
             image = image - combination(overlap, self.images[:, :used])
             direction = direction - combination(overlap, self.directions[:, :used])
         scale = torch.linalg.vector_norm(image, dim=1, keepdim=True).clamp_min(self.tiny)
-        slot = self.count % self.length
         self.count += 1
         self.directions[:, slot], self.images[:, slot] = direction / scale, image / scale
         return self.directions[:, slot], self.images[:, slot]

@@ -60,15 +60,21 @@ class NormalDirections:
     """The memory of one solve: the minimiser, its residual, and the direction of the next step.
 
     f is evaluated where the last stride would lead, so that the iterate is measured; since f is affine, the image of
-    the direction, and with it the right stride, can be read off the change of the residual.
+    the direction, and with it the right stride, can be read off the change of the residual. An error of the residual
+    carried along then enters the next one with the relative change of the stride, which may enlarge it: so from time to
+    time f is evaluated at the minimiser itself.
 
     Args:
         transposed: v ↦ J v, where f(w) = Jᵀ w + g.
     """
 
+    refresh_every = 8
+
     def __init__(self, transposed: Callable[[Tensor], Tensor]) -> None:
         self.transposed = transposed
         self.point: Tensor | None = None
+        self.strides = 0
+        self.refreshing = False
 
     def __call__(self, z: Tensor, fz: Tensor, gap: Tensor) -> Tensor:
         """Use the evaluation at the last probe and return the next one."""
@@ -76,23 +82,33 @@ class NormalDirections:
         if self.point is None:
             self.point, self.residual = z, gap
             self.stride = torch.ones_like(z[:, :1])
-            self.direction = self._slope()
-            self.square = self.direction.square().sum(dim=1, keepdim=True)
+            self.direction, self.square = self._slope()
+        elif self.refreshing:
+            self.residual, self.refreshing = gap, False
+            self._turn()
         else:
             image = (self.residual - gap) / self.stride  # A p
             stride = self.square / _nonzero(image.square().sum(dim=1, keepdim=True))
             self.point = self.point + stride * self.direction
             self.residual = self.residual - stride * image
-            slope = self._slope()
-            square = slope.square().sum(dim=1, keepdim=True)
-            self.direction = slope + square / _nonzero(self.square) * self.direction
-            self.square = square
             self.stride = torch.where(stride > 0, stride, 1)
+            self.strides += 1
+            self.refreshing = self.strides % self.refresh_every == 0
+            if self.refreshing:
+                return self.point
+            self._turn()
         return self.point + self.stride * self.direction
 
-    def _slope(self) -> Tensor:
-        """Return Aᵀ r."""
-        return self.residual - self.transposed(self.residual)
+    def _turn(self) -> None:
+        """Turn to the next direction, conjugate to the last."""
+        slope, square = self._slope()
+        self.direction = slope + square / _nonzero(self.square) * self.direction
+        self.square = square
+
+    def _slope(self) -> tuple[Tensor, Tensor]:
+        """Return Aᵀ r and the square of its length."""
+        slope = self.residual - self.transposed(self.residual)
+        return slope, slope.square().sum(dim=1, keepdim=True)
 
 
 def _nonzero(square: Tensor) -> Tensor:
