@@ -185,6 +185,8 @@ def test_a_network_without_an_equilibrium_trains_and_is_projected_after_every_op
     task = ImageClassification(net=Explicit(), optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1.0))
     trainer(folder, max_steps=3, accumulate_grad_batches=2).fit(task, Digits())
     assert task.net.projections == 3
+    trainer(folder).validate(task, Digits(), verbose=False)
+    assert task.net.projections == 3
     assert task.net.out.weight.abs().max() == 0.05
     assert task.strategy is None
 
