@@ -38,6 +38,7 @@ from deq_lightning.solvers import Anderson as Anderson
 from deq_lightning.solvers import Broyden as Broyden
 from deq_lightning.solvers import FixedPointIteration as FixedPointIteration
 from deq_lightning.solvers import NormalCG as NormalCG
+from deq_lightning.solvers import Partition as Partition
 from deq_lightning.solvers import Solution as Solution
 from deq_lightning.solvers import Solver as Solver
 from deq_lightning.solvers import Status as Status

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_map_only
 
 from deq_lightning.gradients import UPG, GradientStrategy
 from deq_lightning.models.frozen import frozen
-from deq_lightning.solvers import Anderson, FixedPointMap, Solution, Solver
+from deq_lightning.solvers import Anderson, FixedPointMap, Partition, Solution, Solver
 from deq_lightning.state import State
 
 
@@ -34,12 +34,16 @@ class CellMap:
         cell: the equilibrium module.
         u: the injection.
         separable: whether no sample's value depends on which others are in the batch.
+        partition: the samples, where they are not the rows of dimension 0.
     """
 
-    def __init__(self, cell: Callable[[Any, Any], Any], u: Any, separable: bool) -> None:
+    def __init__(
+        self, cell: Callable[[Any, Any], Any], u: Any, separable: bool, partition: Partition | None = None
+    ) -> None:
         self.cell = cell
         self.u = u
         self.separable = separable
+        self.partition = partition
 
     def __call__(self, z: State) -> State:
         """Evaluate the cell."""
@@ -118,11 +122,16 @@ class ImplicitModel(Network):
         """
         return not self.training
 
+    def partition(self, u: Any) -> Partition | None:
+        """Return the samples of a state that holds several in one row of dimension 0, as a batch of graphs does."""
+        del u
+        return None
+
     def equilibrium(self, u: Any) -> Equilibrium:
         """Solve z* = cell(z*, u) and attach the gradient."""
         clone = frozen(self)
         cell = clone.cell if self.compiled_cell is None else partial(self.compiled_cell, clone)
-        f = CellMap(cell, u, self.separable)
+        f = CellMap(cell, u, self.separable, self.partition(u))
         z, solution = self.gradient.fixed_point(f, self.initial_state(u), self.solver)
         return Equilibrium(f, z, solution)
 

@@ -2,6 +2,7 @@
 
 from deq_lightning.solvers.anderson import Anderson as Anderson
 from deq_lightning.solvers.base import FixedPointMap as FixedPointMap
+from deq_lightning.solvers.base import Partition as Partition
 from deq_lightning.solvers.base import Solution as Solution
 from deq_lightning.solvers.base import Solver as Solver
 from deq_lightning.solvers.base import Status as Status

@@ -23,6 +23,21 @@ FixedPointMap = Callable[[Any], Any]  # from a State to one of the same structur
 CROWDED = 0.75
 
 
+@dataclass(frozen=True)
+class Partition:
+    """Which sample every row belongs to, in a state of several samples that can only be evaluated together.
+
+    A batch of graphs is one such state, (1, rows, ...), whose rows are the nodes.
+
+    Args:
+        index: (rows,) sample of each row, 0 to count − 1.
+        count: samples.
+    """
+
+    index: Tensor
+    count: int
+
+
 class Advance(Protocol):
     """The step of a solve: from an iterate, f of it and their difference f(z) − z, each (batch, dim), to the next.
 
@@ -123,7 +138,8 @@ class Solver(Configured, ABC):
         Args:
             f: maps a tensor or a tuple of tensors (dimension 0 is the batch) to the same structure and shapes. If it
                 has `subset(rows)`, which returns the map of these samples alone (or None), samples that are done are
-                not evaluated any further.
+                not evaluated any further. If it has a `partition` that is not None, the state is one sample to the
+                algebra of the solver, and stopping, choice and report go by the samples of the partition.
             z0: where to start.
             scale: (batch,) what residuals and `rtol` are relative to. None: ‖f(z)‖. A linear system whose right-hand
                 side is b passes ‖b‖: an iterate that is far too long would look good beside its own length.
@@ -134,7 +150,7 @@ class Solver(Configured, ABC):
         """
         z = pack(z0).detach()
         flat = FlatMap(f, like=z0, device=z.device.type)
-        best = BestIterate(z, self.atol, self.rtol, scale)
+        best = BestIterate(z, self.atol, self.rtol, scale, getattr(f, "partition", None))
         watched = self.atol > 0 or self.rtol > 0
         rounds = any(part.dtype != z.dtype for part in parts(z0))
         # Mixed precision is the map's business; the solver's own products must not be rounded to half.
@@ -221,16 +237,26 @@ class BestIterate:
         atol: absolute tolerance.
         rtol: tolerance relative to the scale.
         scale: (batch,) what residuals are relative to. None: ‖f(z)‖.
+        partition: the samples, where they are not the rows of `z`.
     """
 
-    def __init__(self, z: Tensor, atol: float, rtol: float, scale: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        z: Tensor,
+        atol: float,
+        rtol: float,
+        scale: Tensor | None = None,
+        partition: Partition | None = None,
+    ) -> None:
         self.z = z.clone()
+        self.partition = partition
         self.atol = atol
         self.rtol = rtol
         self.scale = scale
         # A tensor made on the device, because every use of a number with a tensor would first make a tensor of it.
         self.tiny = z.new_full((), torch.finfo(z.dtype).tiny)
-        self.bound = z.new_full((len(z),), torch.inf)  # the key to beat; −inf or NaN once the sample no longer runs
+        count = len(z) if partition is None else partition.count
+        self.bound = z.new_full((count,), torch.inf)  # the key to beat; −inf or NaN once the sample no longer runs
         self.keys: list[Tensor] = []
         self.residuals: list[Tensor] = []
         self.rows: Tensor | None = None  # the samples still in the solve, where some have left it
@@ -238,15 +264,31 @@ class BestIterate:
 
     def update(self, z: Tensor, fz: Tensor, gap: Tensor) -> None:
         """Take note of one evaluation."""
-        distance = torch.linalg.vector_norm(gap, dim=1)
-        scale = torch.linalg.vector_norm(fz, dim=1) if self.scale is None else self.scale
+        distance = self._lengths(gap)
+        scale = self._lengths(fz) if self.scale is None else self.scale
         residual = key = distance / torch.maximum(scale, self.tiny)  # 0 / 0 is an exact fixed point at the origin
         if self.atol > 0:  # then a sample can meet the tolerance with a residual that is not its lowest
             key = torch.where(distance <= self.atol + self.rtol * scale, -1, residual)
-        replace_rows(key < self.bound, self.z, z)
+        self._replace(key < self.bound, z)
         self.bound = torch.minimum(self.bound, F.threshold(key, self.rtol, -torch.inf))
         self.keys.append(self._of_all(key))
         self.residuals.append(self._of_all(residual))
+
+    def _lengths(self, state: Tensor) -> Tensor:
+        """Return the norm of every sample's part of the state."""
+        if self.partition is None:
+            return torch.linalg.vector_norm(state, dim=1)
+        index = self.partition.index
+        squares = state.view(len(index), -1).square().sum(dim=1)
+        return squares.new_zeros(self.partition.count).index_add_(0, index, squares).sqrt()
+
+    def _replace(self, better: Tensor, z: Tensor) -> None:
+        """Take over the iterates of the samples for which `better` holds."""
+        if self.partition is None:
+            replace_rows(better, self.z, z)
+        else:
+            index = self.partition.index
+            replace_rows(better[index], self.z.view(len(index), -1), z.view(len(index), -1))
 
     def running(self) -> Tensor:
         """Return the places, among the samples in the solve, of those that still run (waits for the device)."""
