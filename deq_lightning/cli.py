@@ -22,7 +22,7 @@ from deq_lightning.estimators import JacobianPenalty
 from deq_lightning.gradients import UPG, GradientStrategy
 from deq_lightning.models import IntegrationError, Network
 from deq_lightning.parsing import ConfigByName, Parser, UsageError, in_brief
-from deq_lightning.runs import SaveConfig, check_fits, free_folder, read_checkpoint, with_own_config
+from deq_lightning.runs import SaveConfig, check_fits, free_folder, load_weights, read_checkpoint, with_own_config
 from deq_lightning.solvers import NormalCG, Solver
 from deq_lightning.tasks import ImplicitTask
 
@@ -101,6 +101,13 @@ class DEQCLI(LightningCLI):
             "taken gets a number.",
         )
         parser.add_argument(
+            "--weights",
+            type=str | None,
+            default=None,
+            help="A checkpoint whose weights `fit` starts from, where names and shapes are the same; optimizer, "
+            "schedule and steps start anew. To continue a run use `--ckpt_path`, which wins.",
+        )
+        parser.add_argument(
             "--test_after_fit", type=bool, default=True, help="Whether `fit` ends by testing the best checkpoint."
         )
 
@@ -146,8 +153,11 @@ class DEQCLI(LightningCLI):
             if "more than one stateful callback" not in str(error):
                 raise
             raise UsageError("a gradient strategy goes under `--gradient`, not among `--trainer.callbacks`.") from error
+        weights = self._get(self.config, "weights")
         if self.checkpoint is not None:
             check_fits(self.model, self.checkpoint, self._get(self.config, "ckpt_path"))
+        elif self.subcommand == "fit" and weights is not None:
+            say(f"weights: {load_weights(self.model, weights)}")
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Build the trainer, without the callbacks that save if `--trainer.enable_checkpointing false` says so."""

@@ -104,6 +104,22 @@ def check_fits(module: nn.Module, checkpoint: Mapping[str, Any], path: str | Pat
         )
 
 
+def load_weights(module: nn.Module, path: str | Path) -> str:
+    """Give the module the tensors of a checkpoint that have the name and shape of its own, and say which it has not.
+
+    Raises:
+        UsageError: if the file is not a checkpoint, or no tensor fits.
+    """
+    saved, own = read_checkpoint(path)["state_dict"], module.state_dict()
+    fitting = {name: saved[name] for name, tensor in own.items() if name in saved and saved[name].shape == tensor.shape}
+    if not fitting:
+        raise UsageError(f"no tensor of `{path}` has the name and shape of one of this model.")
+    module.load_state_dict({**own, **fitting})
+    fresh = sorted({".".join(name.split(".")[:2]) for name in own.keys() - fitting.keys()})
+    rest = f"; fresh are tensors of {', '.join(f'`{part}`' for part in fresh)}" if fresh else ""
+    return f"{len(fitting)} of {len(own)} tensors from {path}{rest}"
+
+
 class SaveConfig(SaveConfigCallback):
     """Writes the config of a run into its folder, so that the folder alone can be tested or continued.
 

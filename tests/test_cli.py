@@ -261,6 +261,31 @@ class Call:
         return os.mkdir, ("executed",)
 
 
+def test_a_run_starts_from_the_weights_that_fit(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    still = ["--model.optimizer.lr", "0.0", "--model.net.final_channels", "12", "--seed_everything", "7"]
+    cli = main(["fit", *QUICK, *still, "--weights", str(run / "best.ckpt")])
+    saved = torch.load(run / "best.ckpt", weights_only=True)["state_dict"]
+    own = dict(cli.model.named_parameters())
+    fresh = {name for name, tensor in own.items() if tensor.shape != saved[name].shape}
+    assert fresh and all(name.startswith("net.head") for name in fresh)
+    assert all(torch.equal(own[name], saved[name]) for name in own.keys() - fresh)
+    assert "fresh are tensors of `net.head`" in capsys.readouterr().out
+    assert cli.trainer.global_step == 2
+
+
+def test_a_checkpoint_to_continue_wins_over_weights(run: Path) -> None:
+    cli = main(["fit", "--ckpt_path", str(run / "last.ckpt"), "--trainer.max_epochs", "2", "--weights", "moved.ckpt"])
+    assert cli.trainer.current_epoch == 2
+
+
+def test_weights_that_fit_nothing(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"state_dict": {"other": torch.zeros(1)}}, "other.ckpt")
+    assert "no tensor of `other.ckpt` has the name and shape" in refused(
+        ["fit", *TINY, "--weights", "other.ckpt"], capsys
+    )
+    assert "there is no checkpoint `none.ckpt`" in refused(["fit", *TINY, "--weights", "none.ckpt"], capsys)
+
+
 def test_damaged_and_foreign_checkpoints(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole = (run / "best.ckpt").read_bytes()
     (run / "truncated.ckpt").write_bytes(whole[: len(whole) // 2])
