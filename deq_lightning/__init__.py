@@ -23,10 +23,15 @@ from deq_lightning.gradients import GradientStrategy as GradientStrategy
 from deq_lightning.gradients import Implicit as Implicit
 from deq_lightning.gradients import Unrolled as Unrolled
 from deq_lightning.models import FPN as FPN
+from deq_lightning.models import IGNN as IGNN
 from deq_lightning.models import MDEQ as MDEQ
 from deq_lightning.models import MON as MON
 from deq_lightning.models import DenseFPN as DenseFPN
 from deq_lightning.models import Equilibrium as Equilibrium
+from deq_lightning.models import IGNNGraphClassifier as IGNNGraphClassifier
+from deq_lightning.models import IGNNNodeClassifier as IGNNNodeClassifier
+from deq_lightning.models import IGNNSkipNodeClassifier as IGNNSkipNodeClassifier
+from deq_lightning.models import ImplicitGraphLayer as ImplicitGraphLayer
 from deq_lightning.models import ImplicitModel as ImplicitModel
 from deq_lightning.models import MDEQSegmentation as MDEQSegmentation
 from deq_lightning.models import MONConv as MONConv

@@ -17,3 +17,20 @@ def average_over_processes(value: Tensor) -> Tensor:
     total = value.clone()
     torch.distributed.all_reduce(total)
     return total / torch.distributed.get_world_size()
+
+
+def project_rows_to_l1_ball_(weight: Tensor, radius: float) -> None:
+    """Replace every row whose absolute values add up to more than `radius` by the nearest one that is within.
+
+    That is soft thresholding, by the threshold that makes the sum equal to the radius.
+
+    References:
+        Duchi et al., "Efficient projections onto the l1-ball for learning in high dimensions", ICML 2008, figure 1.
+    """
+    size = weight.detach().abs()
+    largest = size.sort(dim=1, descending=True).values
+    excess = largest.cumsum(dim=1) - radius
+    place = torch.arange(1, weight.shape[1] + 1, device=weight.device)
+    kept = (largest * place > excess).sum(dim=1, keepdim=True)  # entries that stay away from zero
+    threshold = (excess.gather(1, kept - 1) / kept).clamp_min(0)
+    weight.data.copy_(weight.detach().sign() * (size - threshold).clamp_min(0))
