@@ -8,10 +8,14 @@ from deq_lightning.callbacks import PredictionWriter as PredictionWriter
 from deq_lightning.callbacks import SplittingTuner as SplittingTuner
 from deq_lightning.data import CIFAR10 as CIFAR10
 from deq_lightning.data import MNIST as MNIST
+from deq_lightning.data import PPI as PPI
 from deq_lightning.data import SVHN as SVHN
+from deq_lightning.data import Chains as Chains
 from deq_lightning.data import Cityscapes as Cityscapes
 from deq_lightning.data import Digits as Digits
 from deq_lightning.data import ImageNet as ImageNet
+from deq_lightning.data import KarateClub as KarateClub
+from deq_lightning.data import TUGraphs as TUGraphs
 from deq_lightning.estimators import JacobianPenalty as JacobianPenalty
 from deq_lightning.estimators import gradient_audit as gradient_audit
 from deq_lightning.estimators import jacobian_penalty as jacobian_penalty
@@ -48,9 +52,12 @@ from deq_lightning.solvers import Solution as Solution
 from deq_lightning.solvers import Solver as Solver
 from deq_lightning.solvers import Status as Status
 from deq_lightning.tasks import CosineToEnd as CosineToEnd
+from deq_lightning.tasks import GraphClassification as GraphClassification
 from deq_lightning.tasks import ImageClassification as ImageClassification
 from deq_lightning.tasks import ImplicitTask as ImplicitTask
+from deq_lightning.tasks import NodeClassification as NodeClassification
 from deq_lightning.tasks import PolynomialToEnd as PolynomialToEnd
 from deq_lightning.tasks import SemanticSegmentation as SemanticSegmentation
+from deq_lightning.tasks import StepsToEnd as StepsToEnd
 
 __version__ = version("deq-lightning")

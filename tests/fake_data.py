@@ -1,7 +1,8 @@
-"""Tiny datasets in torchvision's own file formats, for tests that must not download."""
+"""Tiny datasets in torchvision's and PyTorch Geometric's own file formats, for tests that must not download."""
 
 import hashlib
 import itertools
+import json
 import pickle
 from pathlib import Path
 
@@ -78,6 +79,54 @@ def make_cityscapes(root: Path, monkeypatch: pytest.MonkeyPatch, train: int = 6,
             name = f"{split}/{city}/{city}_{number:06}_000019"
             _save(CITYSCAPES_COLOURS[labels], root / "cityscapes/leftImg8bit" / f"{name}_leftImg8bit.png")
             _save(labels, root / "cityscapes/gtFine" / f"{name}_gtFine_labelIds.png")
+
+
+def make_tu(
+    root: Path, monkeypatch: pytest.MonkeyPatch, name: str = "PROTEINS", labels: int = 3, graphs: int = 24
+) -> None:
+    """Write the text files of a collection: paths of 1 to 5 nodes, every third of them of class 2, the others of 1.
+
+    The first graph is a single node, the last has no edges; the nodes' labels are 0, 1, …, 0, 1, …
+    """
+    del monkeypatch
+    folder = root / name / "raw"
+    folder.mkdir(parents=True)
+    sizes = [1, *(2 + number % 4 for number in range(1, graphs))]
+    starts = np.cumsum([1, *sizes])
+    pairs = [
+        (start + i, start + i + 1) for start, size in zip(starts, sizes[:-1], strict=False) for i in range(size - 1)
+    ]
+    lines = {
+        "A": [f"{a}, {b}" for pair in pairs for a, b in (pair, pair[::-1])],
+        "graph_indicator": np.repeat(np.arange(1, graphs + 1), sizes),
+        "graph_labels": [2 if number % 3 == 0 else 1 for number in range(graphs)],
+        "node_labels": np.arange(sum(sizes)) % labels,
+        "node_attributes": np.arange(sum(sizes)) / 2,
+    }
+    for part, values in lines.items():
+        (folder / f"{name}_{part}.txt").write_text("".join(f"{value}\n" for value in values))
+
+
+def make_ppi(
+    root: Path, monkeypatch: pytest.MonkeyPatch, features: int = 50, labels: int = 121, train: int = 3
+) -> None:
+    """Write the files of the three splits under `root/PPI/raw`: rings of 4, 5, … nodes with an isolated one each."""
+    del monkeypatch
+    folder = root / "PPI" / "raw"
+    folder.mkdir(parents=True)
+    for split, graphs in {"train": train, "valid": 2, "test": 2}.items():
+        draws = np.random.default_rng(graphs)
+        sizes = [5 + number for number in range(graphs)]
+        starts = np.cumsum([0, *sizes])
+        rings = zip(starts, sizes, strict=False)
+        pairs = [(start + i, start + (i + 1) % (size - 1)) for start, size in rings for i in range(size - 1)]
+        links = [{"source": int(a), "target": int(b)} for pair in pairs for a, b in (pair, pair[::-1])]
+        nodes = [{"id": number} for number in range(sum(sizes))]
+        content = {"directed": True, "multigraph": False, "graph": {}, "nodes": nodes, "links": links}
+        (folder / f"{split}_graph.json").write_text(json.dumps(content))
+        np.save(folder / f"{split}_graph_id.npy", np.repeat(np.arange(1, graphs + 1), sizes))
+        np.save(folder / f"{split}_feats.npy", draws.normal(size=(sum(sizes), features)))
+        np.save(folder / f"{split}_labels.npy", draws.integers(0, 2, (sum(sizes), labels)))
 
 
 # Bright, so that none is the black of the padding.

@@ -1,7 +1,7 @@
-"""What all image data modules share: splits, loaders, and randomness that survives a resume."""
+"""What all data modules share: splits, loaders, and randomness that survives a resume."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Sequence, Sized
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -104,25 +104,27 @@ class TrainLoader(DataLoader[Any]):
         yield from super().__iter__()
 
 
-class ImageDataModule(pl.LightningDataModule, ABC):
-    """Base of the image data modules: a subclass fills `train_set`, `val_set` and `test_set` in `setup`.
+class DataModule(pl.LightningDataModule, ABC):
+    """Base of the data modules: a subclass fills `train_set`, `val_set` and `test_set` in `setup`.
 
-    The order of the training images depends on `seed` and the epoch only (with several devices also on the global
+    The order of the training samples depends on `seed` and the epoch only (with several devices also on the global
     seed); the last, smaller batch is kept.
 
     Args:
-        batch_size: training images per step and device, 1 or more.
-        eval_batch_size: images per validation, test or prediction step; by default `batch_size`.
-        num_workers: processes that load images; by default 0 for data held in memory, otherwise one less than the
+        batch_size: training samples per step and device, 1 or more.
+        eval_batch_size: samples per validation, test or prediction step; by default `batch_size`.
+        num_workers: processes that load samples; by default 0 for data held in memory, otherwise one less than the
             cores of each device, at least 1 and at most 8.
-        seed: fixes the splits and the order of the training images, 0 or more.
+        seed: fixes the splits and the order of the training samples, 0 or more.
 
     Raises:
         ValueError: if an argument is out of its range.
     """
 
     in_memory: ClassVar[bool] = False
-    max_workers: ClassVar[int | None] = 8  # more only compete for memory where the images are small
+    max_workers: ClassVar[int | None] = 8  # more only compete for memory where the samples are small
+    train_loader: ClassVar[type[DataLoader[Any]]] = TrainLoader
+    eval_loader: ClassVar[type[DataLoader[Any]]] = DataLoader
 
     def __init__(
         self,
@@ -138,34 +140,34 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         check_at_least(0, num_workers=num_workers or 0, seed=seed)
         self.num_workers = num_workers
         self.seed = seed
-        self.train_set: Dataset[Any] | None = None
-        self.val_set: Dataset[Any] | None = None
-        self.test_set: Dataset[Any] | None = None
+        self.train_set: Dataset[Any] | Sequence[Any] | None = None
+        self.val_set: Dataset[Any] | Sequence[Any] | None = None
+        self.test_set: Dataset[Any] | Sequence[Any] | None = None
 
     @abstractmethod
     def setup(self, stage: str | None = None) -> None:
         """Fill the splits that `stage` needs, or all of them for None."""
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Return the training images, in a new order each epoch."""
+        """Return the training samples, in a new order each epoch."""
         dataset = self._filled("train_set")
         sampler = EpochShuffle(len(cast(Sized, dataset)), self.seed)
-        return TrainLoader(dataset, batch_size=self.batch_size, sampler=sampler, **self._loader_options())
+        return self.train_loader(dataset, batch_size=self.batch_size, sampler=sampler, **self._loader_options())
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """Return the validation images."""
-        return DataLoader(self._filled("val_set"), batch_size=self.eval_batch_size, **self._loader_options())
+        """Return the validation samples."""
+        return self.eval_loader(self._filled("val_set"), batch_size=self.eval_batch_size, **self._loader_options())
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """Return the test images."""
-        return DataLoader(self._filled("test_set"), batch_size=self.eval_batch_size, **self._loader_options())
+        """Return the test samples."""
+        return self.eval_loader(self._filled("test_set"), batch_size=self.eval_batch_size, **self._loader_options())
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """Return the test images."""
+        """Return the test samples."""
         return self.test_dataloader()
 
     def _filled(self, split: str) -> Dataset[Any]:
-        dataset: Dataset[Any] | None = getattr(self, split)
+        dataset: Dataset[Any] | None = getattr(self, split)  # a sequence will do for one
         if dataset is None:
             raise RuntimeError(f"`{type(self).__name__}.{split}` is empty. Call `setup()` before asking for a loader.")
         return dataset

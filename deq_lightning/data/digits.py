@@ -9,12 +9,12 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch.utils.data import TensorDataset
 
-from deq_lightning.data.base import ImageDataModule
+from deq_lightning.data.base import DataModule
 
 PIXEL_MAX = 16  # load_digits counts the inked pixels of 4x4 blocks
 
 
-class Digits(ImageDataModule):
+class Digits(DataModule):
     """1,797 real handwritten digits of 8x8 pixels, embedded in scikit-learn: nothing to download.
 
     Images are (1, 8, 8), normalised with the mean and standard deviation of the training pixels. By default 1,167

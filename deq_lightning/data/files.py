@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from deq_lightning.configured import check_at_least
-from deq_lightning.data.base import DatasetNotFoundError, ImageDataModule, SeededDraws, SplitError
+from deq_lightning.data.base import DataModule, DatasetNotFoundError, SeededDraws, SplitError
 
 # statistics of ImageNet's training images, with which all models of its lineage are trained
 MEAN = (0.485, 0.456, 0.406)
@@ -46,7 +46,7 @@ def _brief(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0].strip(" .")
 
 
-class ImageFiles(ImageDataModule):
+class ImageFiles(DataModule):
     """Base of the data modules that read their images from files while training.
 
     Args:

@@ -12,14 +12,14 @@ from torch.utils.data import Dataset, Subset
 from torchvision import datasets, transforms
 
 from deq_lightning.configured import check_at_least
-from deq_lightning.data.base import DatasetNotFoundError, ImageDataModule, SeededDraws, SplitError
+from deq_lightning.data.base import DataModule, DatasetNotFoundError, SeededDraws, SplitError
 
 CLASSES = 10
 # what torchvision raises on files that are missing, cut short, or not what their name says
 UNREADABLE = (RuntimeError, OSError, EOFError, ValueError, TypeError, AssertionError)
 
 
-class TorchvisionImages(ImageDataModule):
+class TorchvisionImages(DataModule):
     """Base of the data modules on torchvision's datasets; a subclass names the dataset and its statistics.
 
     Args:

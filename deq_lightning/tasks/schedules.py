@@ -1,9 +1,11 @@
 """Learning-rate schedules that end with the run."""
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, PolynomialLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, PolynomialLR
 
 
 class ToEnd(LRScheduler):
@@ -50,3 +52,28 @@ class PolynomialToEnd(ToEnd, PolynomialLR):
 
     def __init__(self, optimizer: Optimizer, power: float = 1.0) -> None:
         super().__init__(optimizer, total_iters=1, power=power)
+
+
+class StepsToEnd(ToEnd, MultiStepLR):
+    """Learning rate that is multiplied by `gamma` each time a given part of the run is over.
+
+    Args:
+        optimizer: whose learning rate decays.
+        parts: of the run, each in (0, 1).
+        gamma: the factor.
+
+    Raises:
+        ValueError: if a part is out of its range.
+    """
+
+    length = "milestones"
+
+    def __init__(self, optimizer: Optimizer, parts: Sequence[float] = (0.5,), gamma: float = 0.1) -> None:
+        if not all(0 < part < 1 for part in parts):
+            raise ValueError(f"`parts` must be in (0, 1), got {list(parts)}.")
+        self.parts = list(parts)
+        super().__init__(optimizer, milestones=[], gamma=gamma)
+
+    def end_at(self, steps: int) -> None:
+        """Set the number of optimizer steps of the whole run."""
+        self.milestones = Counter(round(part * steps) for part in self.parts)

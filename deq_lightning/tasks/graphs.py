@@ -1,0 +1,226 @@
+"""Classification of graphs and of their nodes."""
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.classification import BinaryF1Score, MulticlassAccuracy
+
+from deq_lightning.configured import CombinationError
+from deq_lightning.estimators import JacobianPenalty
+from deq_lightning.models import Equilibrium, Network
+from deq_lightning.tasks.base import ImplicitTask, solver_columns
+
+
+class GraphTask(ImplicitTask):
+    """What the tasks on graphs share; a subclass says which predictions and labels of a batch count, and how.
+
+    Batches are `Batch` objects of PyTorch Geometric.
+
+    Args:
+        net: the model; maps them to logits.
+        optimizer: makes the optimizer from the parameters.
+        lr_scheduler: makes the schedule from the optimizer; stepped after every optimizer step. None: constant.
+        penalty: a penalty on the Jacobian at the equilibrium, added to the loss in training. None: no such term.
+        compile: whether to compile the cell with `torch.compile`.
+    """
+
+    figure: str  # what the metrics are logged as
+    val_metric: Metric
+    test_metric: Metric
+
+    def __init__(
+        self,
+        net: Network,
+        optimizer: OptimizerCallable,
+        lr_scheduler: LRSchedulerCallable | None,
+        penalty: JacobianPenalty | None,
+        compile: bool,
+    ) -> None:
+        super().__init__(net, optimizer, lr_scheduler, penalty, compile, channels_last=False)
+
+    def measure(self, figure: str, metric: Metric) -> None:
+        """Choose the figure of a whole split, from predictions and labels."""
+        self.figure, self.val_metric, self.test_metric = figure, metric, metric.clone()
+
+    def setup(self, stage: str) -> None:
+        """Make sure that the network is made for the data, where both say what for."""
+        super().setup(stage)
+        data = getattr(self.trainer, "datamodule", None)
+        for theirs, ours in {"num_features": "in_features", "num_classes": "num_classes"}.items():
+            wanted, got = getattr(data, theirs, None), getattr(self.net, ours, None)
+            if wanted is not None and got is not None and wanted != got:
+                raise CombinationError(
+                    f"`{ours}` of the network must be {wanted} for `{type(data).__name__}`, got {got}. "
+                    f"Type `--model.net.{ours} {wanted}`."
+                )
+
+    @abstractmethod
+    def counted(self, logits: Tensor, batch: Any, split: str) -> tuple[Tensor, Tensor]:
+        """Return the logits and labels that count in a split."""
+
+    @abstractmethod
+    def criterion(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Return the loss."""
+
+    @abstractmethod
+    def decide(self, logits: Tensor) -> Tensor:
+        """Return the predictions, as the metric takes them."""
+
+    @abstractmethod
+    def columns(self, logits: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """Return one value per row of the logits for each column of the table of predictions."""
+
+    def loss(self, batch: Any) -> tuple[Tensor, list[Equilibrium]]:
+        """Return the loss of a training batch."""
+        logits, equilibria = self.net(batch)
+        return self.criterion(*self.counted(logits, batch, "train")), equilibria
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Log loss and figure of the validation split."""
+        del batch_idx
+        self._evaluate(batch, "val", self.val_metric)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Log loss and figure of the test split."""
+        del batch_idx
+        self._evaluate(batch, "test", self.test_metric)
+
+    def _evaluate(self, batch: Any, split: str, metric: Metric) -> None:
+        logits, equilibria = self.net(batch)
+        logits, y = self.counted(logits, batch, split)
+        metric.update(self.decide(logits), y)
+        self.log(f"{split}_loss", self.criterion(logits, y), sync_dist=True, batch_size=len(y))
+        self.log(f"{split}_{self.figure}", metric, prog_bar=True, batch_size=len(y))
+        self.log_equilibria(equilibria, len(y), prefix=f"{split}_")
+
+    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        """Return one value per graph or node of the test split for each column."""
+        del batch_idx
+        logits, equilibria = self.net(batch)
+        logits, y = self.counted(logits, batch, "test")
+        # The graphs of a batch are one sample to the solver.
+        solved = {name: values.expand(len(y)) for name, values in solver_columns(equilibria).items()}
+        return self.columns(logits, y) | solved
+
+
+def single_label_columns(logits: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """Return the prediction, its probability and the label."""
+    probability, prediction = logits.softmax(dim=1).max(dim=1)
+    return {"prediction": prediction, "probability": probability, "label": y}
+
+
+class GraphClassification(GraphTask):
+    """Classifies graphs by cross-entropy, and reports the accuracy.
+
+    Batches are `Batch` objects of PyTorch Geometric with a label `y` for each graph. Logs `train_loss`, `solver_steps`
+    and `solver_residual` every step, and `val_loss`, `val_acc`, `test_loss`, `test_acc` over whole splits, with the
+    solver's figures there under the same prefixes.
+
+    Args:
+        net: the model; maps a batch to logits (graphs, classes).
+        optimizer: makes the optimizer from the parameters.
+        lr_scheduler: makes the schedule from the optimizer; stepped after every optimizer step. None: constant.
+        penalty: a penalty on the Jacobian at the equilibrium, added to the loss in training. None: no such term.
+        compile: whether to compile the cell with `torch.compile`, but for its sparse product; slow first steps. Not
+            with `penalty`.
+
+    Raises:
+        ValueError: if `penalty` is wanted with `compile` or without an equilibrium.
+        CombinationError: from `setup`, if the network is not made for the data.
+    """
+
+    def __init__(
+        self,
+        net: Network,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        penalty: JacobianPenalty | None = None,
+        compile: bool = False,
+    ) -> None:
+        super().__init__(net, optimizer, lr_scheduler, penalty, compile)
+        self.measure("acc", MulticlassAccuracy(average="micro"))
+
+    def counted(self, logits: Tensor, batch: Any, split: str) -> tuple[Tensor, Tensor]:
+        """Return all of them."""
+        del split
+        return logits, batch.y
+
+    def criterion(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Return the cross-entropy."""
+        return F.cross_entropy(logits, y)
+
+    def decide(self, logits: Tensor) -> Tensor:
+        """Return the class of the largest logit."""
+        return logits.argmax(dim=1)
+
+    def columns(self, logits: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """Return the prediction, its probability and the label."""
+        return single_label_columns(logits, y)
+
+
+class NodeClassification(GraphTask):
+    """Classifies the nodes of graphs: each of one class, or each with any of several labels.
+
+    Batches are `Batch` objects of PyTorch Geometric with labels `y`: (nodes,) classes, or (nodes, classes) of 0 and 1
+    if `multilabel`. Where graphs have `train_mask`, `val_mask` and `test_mask`, the nodes of the split count (one graph
+    can then be all three), otherwise all nodes. Logs `train_loss`, `solver_steps` and `solver_residual` every step, of
+    whole splits `val_loss` and `val_acc`, or `val_f1` if `multilabel`, and the same with `test_`, with the solver's
+    figures there under the same prefixes.
+
+    Args:
+        net: the model; maps a batch to logits (nodes, classes).
+        multilabel: whether a node can have several labels. The loss is then the binary cross-entropy, its mean over
+            nodes and classes, a label is predicted where the logit is positive, and the figure is the micro-averaged
+            F1, over all nodes and classes together.
+        optimizer: makes the optimizer from the parameters.
+        lr_scheduler: makes the schedule from the optimizer; stepped after every optimizer step. None: constant.
+        penalty: a penalty on the Jacobian at the equilibrium, added to the loss in training. None: no such term.
+        compile: whether to compile the cell with `torch.compile`, but for its sparse product; slow first steps. Not
+            with `penalty`.
+
+    Raises:
+        ValueError: if `penalty` is wanted with `compile` or without an equilibrium.
+        CombinationError: from `setup`, if the network is not made for the data.
+    """
+
+    def __init__(
+        self,
+        net: Network,
+        multilabel: bool = False,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        penalty: JacobianPenalty | None = None,
+        compile: bool = False,
+    ) -> None:
+        super().__init__(net, optimizer, lr_scheduler, penalty, compile)
+        self.multilabel = multilabel
+        if multilabel:
+            self.measure("f1", BinaryF1Score())  # of all numbers together, whatever their shape: the micro average
+        else:
+            self.measure("acc", MulticlassAccuracy(average="micro"))
+
+    def counted(self, logits: Tensor, batch: Any, split: str) -> tuple[Tensor, Tensor]:
+        """Return those of the nodes in the split."""
+        name = f"{split}_mask"
+        return (logits[batch[name]], batch.y[batch[name]]) if name in batch else (logits, batch.y)
+
+    def criterion(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Return the cross-entropy."""
+        return F.binary_cross_entropy_with_logits(logits, y) if self.multilabel else F.cross_entropy(logits, y)
+
+    def decide(self, logits: Tensor) -> Tensor:
+        """Return the class of the largest logit, or where logits are positive."""
+        return (logits > 0).long() if self.multilabel else logits.argmax(dim=1)
+
+    def columns(self, logits: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """Return the prediction, its probability and the label, or how many labels are predicted, true, and both."""
+        if not self.multilabel:
+            return single_label_columns(logits, y)
+        predicted, true = logits > 0, y > 0
+        counts = {"predicted": predicted, "labels": true, "right": predicted & true}
+        return {name: values.sum(dim=1) for name, values in counts.items()}
