@@ -1,6 +1,7 @@
 """Every shipped config runs, and its name says what it holds."""
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +19,26 @@ DATA = {
     "cifar": fake_data.make_cifar10,
     "imagenet": fake_data.make_imagenet,
     "cityscapes": fake_data.make_cityscapes,
+    "cox2": partial(fake_data.make_tu, name="COX2", labels=35, graphs=30),
+    "proteins": partial(fake_data.make_tu, graphs=30),
+    "ppi": fake_data.make_ppi,
 }
 # Small enough for a test; sizes are tested with the models.
 QUICK_DATA = {
-    "digits": [],
     "mnist": ["--data.batch_size", "4", "--data.eval_batch_size", "4"],
     "svhn": ["--data.batch_size", "2", "--data.eval_batch_size", "4"],
     "cifar": ["--data.batch_size", "2"],
     "imagenet": ["--data.batch_size", "2", "--data.image_size", "32"],
     "cityscapes": ["--data.batch_size", "2", "--data.crop_size", "[32, 64]", "--data.scale", "[0.03, 0.06]"],
 }
+FROM_FILES = {"mnist", "svhn", "cifar", "imagenet", "cityscapes"}  # of images
 QUICK_NET = {
     "MDEQ": ["--model.net.solver.max_steps", "3"],
     "MDEQSegmentation": ["--model.net.channels", "[8, 8, 8, 8]", "--model.net.solver.max_steps", "3"],
     "MONConv": ["--model.net.channels", "4"],
     "MONMultiTier": ["--model.net.channels", "[2, 3, 4]"],
     "NeuralODE": ["--model.net.width", "8"],
+    "IGNNSkipNodeClassifier": ["--model.net.widths", "[8, 6]"],
 }
 
 
@@ -55,10 +60,10 @@ NARROW_MDEQ = [
 def quick(dataset: str, content: dict[str, Any]) -> list[str]:
     """Return what to type beside the config."""
     net = content["model"]["init_args"]["net"]
-    options = [*QUICK_DATA[dataset], *QUICK_NET.get(net["class_path"], [])]
-    if dataset != "digits":
+    options = [*QUICK_DATA.get(dataset, []), *QUICK_NET.get(net["class_path"], [])]
+    if dataset in FROM_FILES:
         options += ["--data.val_size", "10", "--data.num_workers", "0"]
-    if "head_channels" in net.get("init_args", {}) and dataset != "digits":
+    if "head_channels" in net.get("init_args", {}) and dataset in FROM_FILES:
         options += NARROW_MDEQ
     if content.get("gradient", {}).get("init_args", {}).get("pretrain_steps"):
         options += ["--gradient.unroll_steps", "2"]
@@ -69,7 +74,8 @@ def quick(dataset: str, content: dict[str, Any]) -> list[str]:
 def test_its_name_says_what_it_holds(config: Path) -> None:
     dataset, strategy, *_ = config.stem.split("_")
     content = yaml.safe_load(config.read_text())
-    assert content["data"]["class_path"].lower().startswith(dataset)
+    data = content["data"].get("init_args", {}).get("name", content["data"]["class_path"])
+    assert data.lower().startswith(dataset)
     assert strategy_of(content) == strategy
     assert config.read_text().startswith(f"# python -m deq_lightning fit --config {config.name}")
 
