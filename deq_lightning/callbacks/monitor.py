@@ -30,7 +30,7 @@ class EquilibriumMonitor(SolutionWatcher):
 
     Args:
         estimate_every: optimizer steps between two estimates, which cost as much as some training steps. 0: never.
-        samples: of the batch that they use, 1 or more.
+        samples: of the batch that they use, 1 or more; of graphs, which hang together, all.
         estimate_in_evaluation: whether to estimate on the first batch of every validation and test as well.
 
     Raises:
@@ -103,9 +103,7 @@ class EquilibriumMonitor(SolutionWatcher):
         if not isinstance(task, ImplicitTask):
             return {}
         with differentiable(), evaluating(task), trainer.precision_plugin.forward_context():
-            # A copy made here is an ordinary tensor, also where the batch comes from inference mode.
-            some = tree_map_only(Tensor, lambda x: x[: self.samples].clone(), batch)
-            rows = _estimate(task, some)
+            rows = _estimate(task, _copy(batch, self.samples))
         self.forget()  # the reports of this very computation
         return {name: torch.stack([row[name] for row in rows]).mean() for name in rows[0]} if rows else {}
 
@@ -114,6 +112,13 @@ class EquilibriumMonitor(SolutionWatcher):
             draw = getattr(getattr(logger, "experiment", None), "add_histogram", None)
             if draw is not None:
                 draw(name, torch.cat(list(steps)), trainer.global_step)
+
+
+def _copy(batch: Any, samples: int) -> Any:
+    """Return some samples of the batch in ordinary tensors, also where it comes from inference mode."""
+    if not isinstance(batch, Tensor) and hasattr(batch, "clone"):
+        return batch.clone()  # graphs
+    return tree_map_only(Tensor, lambda x: x[:samples].clone(), batch)
 
 
 def _prefix(trainer: pl.Trainer) -> str:

@@ -166,6 +166,9 @@ def test_the_monitor_estimates_on_graphs(folder: Path, monkeypatch: pytest.Monke
     metrics = fitted(folder, task, TUGraphs(str(folder), folds=4), callbacks=[monitor])
     assert 0 <= metrics["val_spectral_radius"] < 1
     assert 0 < metrics["val_gradient_cosine"] <= 1 + 1e-6
+    test = trainer(folder, callbacks=[EquilibriumMonitor(estimate_in_evaluation=True)])  # in inference mode
+    (metrics,) = test.test(task, datamodule=TUGraphs(str(folder), folds=4), verbose=False)
+    assert 0 <= metrics["test_spectral_radius"] < 1
 
 
 @pytest.mark.parametrize(
