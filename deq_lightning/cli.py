@@ -1,4 +1,4 @@
-"""The command line: `fit`, `validate`, `test`, `predict`."""
+"""The command line: `fit`, `validate`, `test`, `predict`, `cross_validate`."""
 
 import inspect
 import sys
@@ -17,12 +17,21 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 import deq_lightning
 from deq_lightning.callbacks import DivergenceError, DivergenceGuard, EquilibriumMonitor, PredictionWriter
 from deq_lightning.configured import CombinationError
+from deq_lightning.cross_validation import cross_validate
 from deq_lightning.data import DataError
 from deq_lightning.estimators import JacobianPenalty
 from deq_lightning.gradients import UPG, GradientStrategy
 from deq_lightning.models import IntegrationError, Network
 from deq_lightning.parsing import ConfigByName, Parser, UsageError, in_brief
-from deq_lightning.runs import SaveConfig, check_fits, free_folder, load_weights, read_checkpoint, with_own_config
+from deq_lightning.runs import (
+    SaveConfig,
+    check_fits,
+    free_folder,
+    load_weights,
+    read_checkpoint,
+    run_name,
+    with_own_config,
+)
 from deq_lightning.solvers import NormalCG, Solver
 from deq_lightning.tasks import ImplicitTask
 
@@ -135,7 +144,7 @@ class DEQCLI(LightningCLI):
         typed = Namespace({**vars(config.clone()), "ckpt_path": None, "run": None})
         if self.folder is None or config.run is not None:
             parent = Path(config.trainer.default_root_dir or "checkpoints")
-            self.folder = free_folder(parent, config.run or _run_name(config))
+            self.folder = free_folder(parent, config.run or run_name(config))
         self.save_config_kwargs = {"folder": self.folder, "typed": typed}
         if config.trainer.logger is None:
             place = Namespace(save_dir=str(self.folder), name="", version="")
@@ -212,14 +221,6 @@ def _from_here(path: str) -> str:
     return str(Path(path).relative_to(Path.cwd())) if Path(path).is_relative_to(Path.cwd()) else path
 
 
-def _run_name(config: Namespace) -> str:
-    """Return the name of the first config, or of model and gradient where there is none."""
-    if config.get("config"):
-        return Path(str(config.config[0])).stem
-    names = (config.model.init_args.net.class_path, config.gradient.class_path)
-    return "_".join(name.rsplit(".", 1)[-1].lower() for name in names)
-
-
 def main(args: Sequence[str] | None = None, run: bool = True) -> DEQCLI:
     """Run the command line; the shell, the console script, notebooks and tests all come here.
 
@@ -239,6 +240,8 @@ def main(args: Sequence[str] | None = None, run: bool = True) -> DEQCLI:
     args = list(sys.argv[1:] if args is None else args)
     Parser.families = FAMILIES
     try:
+        if run and args[:1] == ["cross_validate"]:
+            return cross_validate(args[1:], main)
         return DEQCLI(
             ImplicitTask,
             pl.LightningDataModule,
@@ -246,7 +249,11 @@ def main(args: Sequence[str] | None = None, run: bool = True) -> DEQCLI:
             seed_everything_default=0,
             trainer_defaults={"log_every_n_steps": 10},
             parser_class=Parser,
-            parser_kwargs={"prog": "deq_lightning", "version": deq_lightning.__version__},
+            parser_kwargs={
+                "prog": "deq_lightning",
+                "version": deq_lightning.__version__,
+                "description": "Besides the subcommands below: cross_validate, a fit for every fold of the data.",
+            },
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,

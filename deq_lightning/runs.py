@@ -23,6 +23,14 @@ def free_folder(parent: Path, name: str) -> Path:
     return next(folder for folder in candidates if not folder.exists())
 
 
+def run_name(config: Namespace) -> str:
+    """Return the name of the first config, or of model and gradient where there is none."""
+    if config.get("config"):
+        return Path(str(config.config[0])).stem
+    names = (config.model.init_args.net.class_path, config.gradient.class_path)
+    return "_".join(name.rsplit(".", 1)[-1].lower() for name in names)
+
+
 def with_own_config(args: Sequence[str]) -> list[str]:
     """Let `--ckpt_path X` without `--config` mean the config that X was trained with, which lies beside it.
 

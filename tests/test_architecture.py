@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "callbacks": {*LEAVES, "solvers", "gradients", "estimators", "models", "tasks"},
     "parsing": set(),
     "runs": {"parsing"},
+    "cross_validation": {"parsing", "runs"},
 }
 
 
