@@ -45,10 +45,9 @@ class Adjacency:
 
 def compressed(indices: Tensor, values: Tensor, size: int) -> Tensor:
     """Return a square sparse matrix in compressed rows."""
-    matrix = torch.sparse_coo_tensor(indices, values, (size, size), check_invariants=False)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-        return matrix.coalesce().to_sparse_csr()
+        warnings.filterwarnings("ignore", message="Sparse (CSR tensor support is in beta|invariant checks are)")
+        return torch.sparse_coo_tensor(indices, values, (size, size)).coalesce().to_sparse_csr()
 
 
 class _Product(torch.autograd.Function):
