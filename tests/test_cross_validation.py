@@ -14,7 +14,7 @@ from deq_lightning.cli import main
 from deq_lightning.cross_validation import cross_validate
 
 COMMAND = [
-    *("--config", "proteins_upg", *QUIET, "--data.folds", "3", "--data.root", ".", "--data.batch_size", "9"),
+    *("--config", "proteins_upg", *QUIET, "--data.folds", "2", "--data.root", ".", "--data.batch_size", "9"),
     *("--model.net.width", "4", "--trainer.max_epochs", "2", "--monitor.estimate_every", "0"),
 ]
 
@@ -54,14 +54,14 @@ def test_every_fold_is_a_run_and_an_interruption_changes_nothing(root: Path, cap
     main(["cross_validate", *COMMAND])
     out = capsys.readouterr().out
     whole = results()
-    assert list(whole["folds"]) == ["0", "1", "2"]
+    assert list(whole["folds"]) == ["0", "1"]
     tests = [fold["test"] for fold in whole["folds"].values()]
-    mean = sum(tests) / 3
-    std = math.sqrt(sum((value - mean) ** 2 for value in tests) / 3)
+    mean = sum(tests) / 2
+    std = math.sqrt(sum((value - mean) ** 2 for value in tests) / 2)
     assert (whole["mean"], whole["std"]) == (pytest.approx(mean), pytest.approx(std))
-    assert f"test_acc {mean:.4f} ± {std:.4f} over 3 folds" in out
+    assert f"test_acc {mean:.4f} ± {std:.4f} over 2 folds" in out
     assert "selected by a validation part of the other folds" in out and "not comparable" not in out
-    for fold in range(3):
+    for fold in range(2):
         assert f"fold: {fold}\n" in Path(f"checkpoints/proteins_upg_folds/fold-{fold}/config.yaml").read_text()
 
     command = [*COMMAND, "--run", "parts"]
@@ -70,13 +70,13 @@ def test_every_fold_is_a_run_and_an_interruption_changes_nothing(root: Path, cap
     assert list(results("parts")["folds"]) == ["0"] and "mean" in results("parts")
     calls = []
     cross_validate(command, lambda arguments, **options: calls.append(arguments) or main(arguments, **options))
-    assert len(calls) == 3  # the arguments are built once; two folds are left
+    assert len(calls) == 2  # the arguments are built once; one fold is left
     assert calls[1][-2:] == ["--ckpt_path", "checkpoints/parts/fold-1/last.ckpt"]
     assert without_times(results("parts")) == without_times(whole)
 
 
 def test_selecting_on_the_test_fold_is_labelled(root: Path, capsys: pytest.CaptureFixture) -> None:
-    main(["cross_validate", *COMMAND, "--data.folds", "2", "--select_on_test"])
+    main(["cross_validate", *COMMAND, "--select_on_test"])
     out = capsys.readouterr().out
     found = results("proteins_upg_folds_selected_on_test")
     assert "selected by its own test accuracy" in found["protocol"] and found["protocol"] in out
