@@ -14,7 +14,7 @@ from deq_lightning.configured import check_at_least
 from deq_lightning.models.adjacency import Adjacency, GraphBatch, graph_batch
 from deq_lightning.models.base import Equilibrium, ImplicitModel, Network
 from deq_lightning.models.projections import project_rows_to_l1_ball_
-from deq_lightning.solvers import FixedPointIteration, Solver
+from deq_lightning.solvers import FixedPointIteration, Partition, Solver
 
 
 class GraphInjection(NamedTuple):
@@ -23,6 +23,7 @@ class GraphInjection(NamedTuple):
     bias: Tensor  # (1, nodes, width)
     adjacency: Adjacency
     graph: Tensor  # (nodes,) the place in the batch of each node's graph
+    num_graphs: int
 
 
 class ImplicitGraphLayer(ImplicitModel):
@@ -45,7 +46,8 @@ class ImplicitGraphLayer(ImplicitModel):
         solver: finds the equilibrium. None: `FixedPointIteration(max_steps=300, rtol=1e-5)`.
 
     Shapes:
-        A `GraphBatch` to (nodes, width). The state is (1, nodes, width): one sample, because nodes interact.
+        A `GraphBatch` to (nodes, width). The state is (1, nodes, width), because nodes interact; every graph has its own
+        residual, stops by itself and keeps its own best iterate.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -83,12 +85,17 @@ class ImplicitGraphLayer(ImplicitModel):
 
     @property
     def separable(self) -> bool:
-        """There is one sample only."""
+        """One product takes all graphs."""
         return False
+
+    def partition(self, u: GraphInjection) -> Partition:
+        """Return the graphs."""
+        return Partition(u.graph, u.num_graphs)
 
     def inject(self, x: GraphBatch) -> GraphInjection:
         """Return Ω₁ U A, and A."""
-        return GraphInjection(F.linear(x.adjacency @ x.features, self.omega1)[None], x.adjacency, x.graph)
+        bias = F.linear(x.adjacency @ x.features, self.omega1)[None]
+        return GraphInjection(bias, x.adjacency, x.graph, x.num_graphs)
 
     def initial_state(self, u: GraphInjection) -> Tensor:
         """Return zeros."""

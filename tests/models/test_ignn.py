@@ -318,9 +318,12 @@ def test_a_batch_of_graphs_is_the_graphs_one_by_one() -> None:
     alone, together = graphs(), Batch.from_data_list(graphs())
     for model in [graph_classifier(), *node_classifiers()]:
         prediction, equilibria = model(together)
-        expected = torch.cat([model(Batch.from_data_list([data]))[0] for data in alone])
-        torch.testing.assert_close(prediction, expected)
-        assert all(equilibrium.solution.status.tolist() == [Status.converged] for equilibrium in equilibria)
+        one_by_one = [model(Batch.from_data_list([data])) for data in alone]
+        torch.testing.assert_close(prediction, torch.cat([output for output, _ in one_by_one]))
+        for layer, equilibrium in enumerate(equilibria):
+            assert equilibrium.solution.status.tolist() == [Status.converged] * 4
+            singles = [solved[layer].solution for _, solved in one_by_one]
+            assert equilibrium.solution.steps.tolist() == [solution.steps.item() for solution in singles]
         assert all(equilibrium.f.u.graph.tolist() == [0] * 5 + [1] * 3 + [2] + [3] * 8 for equilibrium in equilibria)
 
 
