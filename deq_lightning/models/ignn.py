@@ -46,8 +46,8 @@ class ImplicitGraphLayer(ImplicitModel):
         solver: finds the equilibrium. None: `FixedPointIteration(max_steps=300, rtol=1e-5)`.
 
     Shapes:
-        A `GraphBatch` to (nodes, width). The state is (1, nodes, width), because nodes interact; every graph has its own
-        residual, stops by itself and keeps its own best iterate.
+        A `GraphBatch` to (nodes, width). The state is (1, nodes, width), because nodes interact; every graph has its
+        own residual, stops by itself and keeps its own best iterate.
 
     Raises:
         ValueError: if an argument is out of its range.

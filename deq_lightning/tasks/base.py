@@ -11,6 +11,7 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
+from torch.utils.hooks import RemovableHandle
 
 from deq_lightning.estimators import JacobianPenalty
 from deq_lightning.gradients import GradientStrategy
@@ -68,6 +69,7 @@ class ImplicitTask(pl.LightningModule, ABC):
         if compile:
             net.compile()
         self.channels_last = channels_last
+        self._format: RemovableHandle | None = None
         if channels_last:
             self._store_channels_last()
         self._rng_state: dict[str, Tensor] = {}
@@ -109,16 +111,23 @@ class ImplicitTask(pl.LightningModule, ABC):
     def setup(self, stage: str) -> None:
         """Give every implicit model the one strategy; this is before the checkpoint restores the strategy's state."""
         del stage
-        if self.channels_last is None and self.trainer.strategy.root_device.type == "cpu":
+        if self.channels_last is None and self._format is None and self.trainer.strategy.root_device.type == "cpu":
             self._store_channels_last()
         for strategy in [callback for callback in self._callbacks() if isinstance(callback, GradientStrategy)]:
             for model in self.implicit_models():
                 model.gradient = strategy
 
+    def teardown(self, stage: str) -> None:
+        """Put the memory format back where nobody asked for it: not all of PyTorch's utilities take another one."""
+        del stage
+        if self.channels_last is None and self._format is not None:
+            self._format.remove()
+            self._format = None
+            self.net.to(memory_format=torch.contiguous_format)
+
     def _store_channels_last(self) -> None:
         self.net.to(memory_format=torch.channels_last)
-        if _channels_last not in self.net._forward_pre_hooks.values():
-            self.net.register_forward_pre_hook(_channels_last)
+        self._format = self.net.register_forward_pre_hook(_channels_last)
 
     def implicit_models(self) -> list[ImplicitModel]:
         """Return the implicit models in the network: itself, several, or none."""
