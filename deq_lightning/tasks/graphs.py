@@ -64,6 +64,10 @@ class GraphTask(ImplicitTask):
         """Return the logits and labels that count in a split."""
 
     @abstractmethod
+    def graph_of(self, batch: Any) -> Tensor | slice:
+        """Return the place in the batch of the graph of everything that counts in the test split."""
+
+    @abstractmethod
     def criterion(self, logits: Tensor, y: Tensor) -> Tensor:
         """Return the loss."""
 
@@ -103,8 +107,8 @@ class GraphTask(ImplicitTask):
         del batch_idx
         logits, equilibria = self.net(batch)
         logits, y = self.counted(logits, batch, "test")
-        # The graphs of a batch are one sample to the solver.
-        solved = {name: values.expand(len(y)) for name, values in solver_columns(equilibria).items()}
+        graph = self.graph_of(batch)
+        solved = {name: values[graph] for name, values in solver_columns(equilibria).items()}
         return self.columns(logits, y) | solved
 
 
@@ -149,6 +153,11 @@ class GraphClassification(GraphTask):
         """Return all of them."""
         del split
         return logits, batch.y
+
+    def graph_of(self, batch: Any) -> slice:
+        """Return every graph's own."""
+        del batch
+        return slice(None)
 
     def criterion(self, logits: Tensor, y: Tensor) -> Tensor:
         """Return the cross-entropy."""
@@ -208,6 +217,10 @@ class NodeClassification(GraphTask):
         """Return those of the nodes in the split."""
         name = f"{split}_mask"
         return (logits[batch[name]], batch.y[batch[name]]) if name in batch else (logits, batch.y)
+
+    def graph_of(self, batch: Any) -> Tensor:
+        """Return that of the nodes."""
+        return batch.batch[batch.test_mask] if "test_mask" in batch else batch.batch
 
     def criterion(self, logits: Tensor, y: Tensor) -> Tensor:
         """Return the cross-entropy."""

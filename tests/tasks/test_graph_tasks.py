@@ -122,6 +122,25 @@ def test_the_tables() -> None:
     }
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_every_node_has_the_solvers_figures_of_its_own_graph(masked: bool) -> None:
+    torch.manual_seed(0)
+    task = NodeClassification(IGNNNodeClassifier(3, 2, [4])).eval()
+    path = torch.tensor([[0, 1, 2], [1, 2, 3]])
+    lone = torch.zeros(2, 0, dtype=torch.long)
+    mask = torch.tensor([True, False, True, True])
+    graphs = [Data(x=torch.rand(4, 3), edge_index=path, y=torch.tensor([0, 1, 0, 1]), test_mask=mask)]
+    graphs += [Data(x=torch.rand(2, 3), edge_index=lone, y=torch.tensor([1, 0]), test_mask=torch.tensor([True, True]))]
+    for data in graphs if not masked else ():
+        del data.test_mask
+    with torch.no_grad():
+        together = task.predict_step(Batch.from_data_list(graphs), 0)
+        alone = [task.predict_step(Batch.from_data_list([data]), 0) for data in graphs]
+    assert together["solver_steps"].unique().numel() == 2
+    for name, values in together.items():
+        torch.testing.assert_close(values, torch.cat([columns[name] for columns in alone]))
+
+
 def small(kind: type, **options: object) -> Network:
     torch.manual_seed(0)
     return kind(**options)
