@@ -11,7 +11,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from deq_lightning.estimators import JacobianPenalty
 from deq_lightning.models import Equilibrium, Network
-from deq_lightning.tasks.base import ImplicitTask, solver_columns
+from deq_lightning.tasks.supervised import SupervisedTask
 
 Batch = tuple[Tensor, Tensor]
 Criterion = Literal["cross_entropy", "squared_error"]
@@ -28,7 +28,7 @@ CRITERIA: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-class ImageClassification(ImplicitTask):
+class ImageClassification(SupervisedTask):
     """Classifies images, and reports the accuracy.
 
     Logs `train_loss`, `solver_steps` and `solver_residual` every step, and `val_loss`, `val_acc`, `test_loss`,
@@ -65,16 +65,20 @@ class ImageClassification(ImplicitTask):
         super().__init__(net, optimizer, lr_scheduler, penalty, compile, channels_last)
         if criterion not in CRITERIA:
             raise ValueError(f"`criterion` must be one of {', '.join(CRITERIA)}; got {criterion!r}.")
-        self.criterion = CRITERIA[criterion]
+        self.criterion_of = CRITERIA[criterion]
         self.evaluate_in_train_mode = evaluate_in_train_mode
-        self.val_acc = MulticlassAccuracy(average="micro")
-        self.test_acc = MulticlassAccuracy(average="micro")
+        self.measure(acc=MulticlassAccuracy(average="micro"))
 
-    def loss(self, batch: Batch) -> tuple[Tensor, list[Equilibrium]]:
-        """Return the loss of a batch of (images, labels)."""
+    def answer(self, batch: Batch, split: str) -> tuple[Tensor, Tensor, list[Equilibrium]]:
+        """Return all logits and labels of a batch of (images, labels)."""
+        del split
         x, y = batch
         logits, equilibria = self.net(x)
-        return self.criterion(logits, y), equilibria
+        return logits, y, equilibria
+
+    def criterion(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Return the loss that was chosen."""
+        return self.criterion_of(logits, y)
 
     @property
     def departures(self) -> list[str]:
@@ -86,30 +90,3 @@ class ImageClassification(ImplicitTask):
         self.train(self.evaluate_in_train_mode)
 
     on_test_model_eval = on_predict_model_eval = on_validation_model_eval
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log loss and accuracy of the validation split."""
-        del batch_idx
-        self._evaluate(batch, "val", self.val_acc)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log loss and accuracy of the test split."""
-        del batch_idx
-        self._evaluate(batch, "test", self.test_acc)
-
-    def _evaluate(self, batch: Batch, split: str, accuracy: MulticlassAccuracy) -> None:
-        x, y = batch
-        logits, equilibria = self.net(x)
-        accuracy(logits, y)
-        self.log(f"{split}_loss", self.criterion(logits, y), sync_dist=True, batch_size=len(y))
-        self.log(f"{split}_acc", accuracy, prog_bar=True, batch_size=len(y))
-        self.log_equilibria(equilibria, len(y), prefix=f"{split}_")
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Return one value per sample for each column: prediction, its probability, the label, the solver's figures."""
-        del batch_idx
-        x, y = batch
-        logits, equilibria = self.net(x)
-        probability, prediction = logits.softmax(dim=1).max(dim=1)
-        columns = {"prediction": prediction, "probability": probability, "label": y}
-        return columns | solver_columns(equilibria)

@@ -7,16 +7,15 @@ import torch
 import torch.nn.functional as F
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
-from torchmetrics import Metric
 from torchmetrics.classification import BinaryF1Score, MulticlassAccuracy
 
 from deq_lightning.configured import CombinationError
 from deq_lightning.estimators import JacobianPenalty
 from deq_lightning.models import Equilibrium, Network
-from deq_lightning.tasks.base import ImplicitTask, solver_columns
+from deq_lightning.tasks.supervised import SupervisedTask
 
 
-class GraphTask(ImplicitTask):
+class GraphTask(SupervisedTask):
     """What the tasks on graphs share; a subclass says which predictions and labels of a batch count, and how.
 
     Batches are `Batch` objects of PyTorch Geometric.
@@ -29,10 +28,6 @@ class GraphTask(ImplicitTask):
         compile: whether to compile the cell with `torch.compile`.
     """
 
-    figure: str  # what the metrics are logged as
-    val_metric: Metric
-    test_metric: Metric
-
     def __init__(
         self,
         net: Network,
@@ -42,10 +37,6 @@ class GraphTask(ImplicitTask):
         compile: bool,
     ) -> None:
         super().__init__(net, optimizer, lr_scheduler, penalty, compile, channels_last=False)
-
-    def measure(self, figure: str, metric: Metric) -> None:
-        """Choose the figure of a whole split, from predictions and labels."""
-        self.figure, self.val_metric, self.test_metric = figure, metric, metric.clone()
 
     def setup(self, stage: str) -> None:
         """Make sure that the network is made for the data, where both say what for."""
@@ -63,59 +54,10 @@ class GraphTask(ImplicitTask):
     def counted(self, logits: Tensor, batch: Any, split: str) -> tuple[Tensor, Tensor]:
         """Return the logits and labels that count in a split."""
 
-    @abstractmethod
-    def graph_of(self, batch: Any) -> Tensor | slice:
-        """Return the place in the batch of the graph of everything that counts in the test split."""
-
-    @abstractmethod
-    def criterion(self, logits: Tensor, y: Tensor) -> Tensor:
-        """Return the loss."""
-
-    @abstractmethod
-    def decide(self, logits: Tensor) -> Tensor:
-        """Return the predictions, as the metric takes them."""
-
-    @abstractmethod
-    def columns(self, logits: Tensor, y: Tensor) -> dict[str, Tensor]:
-        """Return one value per row of the logits for each column of the table of predictions."""
-
-    def loss(self, batch: Any) -> tuple[Tensor, list[Equilibrium]]:
-        """Return the loss of a training batch."""
+    def answer(self, batch: Any, split: str) -> tuple[Tensor, Tensor, list[Equilibrium]]:
+        """Return the logits and labels that count."""
         logits, equilibria = self.net(batch)
-        return self.criterion(*self.counted(logits, batch, "train")), equilibria
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Log loss and figure of the validation split."""
-        del batch_idx
-        self._evaluate(batch, "val", self.val_metric)
-
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Log loss and figure of the test split."""
-        del batch_idx
-        self._evaluate(batch, "test", self.test_metric)
-
-    def _evaluate(self, batch: Any, split: str, metric: Metric) -> None:
-        logits, equilibria = self.net(batch)
-        logits, y = self.counted(logits, batch, split)
-        metric.update(self.decide(logits), y)
-        self.log(f"{split}_loss", self.criterion(logits, y), sync_dist=True, batch_size=len(y))
-        self.log(f"{split}_{self.figure}", metric, prog_bar=True, batch_size=len(y))
-        self.log_equilibria(equilibria, len(y), prefix=f"{split}_")
-
-    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        """Return one value per graph or node of the test split for each column."""
-        del batch_idx
-        logits, equilibria = self.net(batch)
-        logits, y = self.counted(logits, batch, "test")
-        graph = self.graph_of(batch)
-        solved = {name: values[graph] for name, values in solver_columns(equilibria).items()}
-        return self.columns(logits, y) | solved
-
-
-def single_label_columns(logits: Tensor, y: Tensor) -> dict[str, Tensor]:
-    """Return the prediction, its probability and the label."""
-    probability, prediction = logits.softmax(dim=1).max(dim=1)
-    return {"prediction": prediction, "probability": probability, "label": y}
+        return *self.counted(logits, batch, split), equilibria
 
 
 class GraphClassification(GraphTask):
@@ -147,29 +89,16 @@ class GraphClassification(GraphTask):
         compile: bool = False,
     ) -> None:
         super().__init__(net, optimizer, lr_scheduler, penalty, compile)
-        self.measure("acc", MulticlassAccuracy(average="micro"))
+        self.measure(acc=MulticlassAccuracy(average="micro"))
 
     def counted(self, logits: Tensor, batch: Any, split: str) -> tuple[Tensor, Tensor]:
         """Return all of them."""
         del split
         return logits, batch.y
 
-    def graph_of(self, batch: Any) -> slice:
-        """Return every graph's own."""
-        del batch
-        return slice(None)
-
     def criterion(self, logits: Tensor, y: Tensor) -> Tensor:
         """Return the cross-entropy."""
         return F.cross_entropy(logits, y)
-
-    def decide(self, logits: Tensor) -> Tensor:
-        """Return the class of the largest logit."""
-        return logits.argmax(dim=1)
-
-    def columns(self, logits: Tensor, y: Tensor) -> dict[str, Tensor]:
-        """Return the prediction, its probability and the label."""
-        return single_label_columns(logits, y)
 
 
 class NodeClassification(GraphTask):
@@ -209,17 +138,17 @@ class NodeClassification(GraphTask):
         super().__init__(net, optimizer, lr_scheduler, penalty, compile)
         self.multilabel = multilabel
         if multilabel:
-            self.measure("f1", BinaryF1Score())  # of all numbers together, whatever their shape: the micro average
+            self.measure(f1=BinaryF1Score())  # of all numbers together, whatever their shape: the micro average
         else:
-            self.measure("acc", MulticlassAccuracy(average="micro"))
+            self.measure(acc=MulticlassAccuracy(average="micro"))
 
     def counted(self, logits: Tensor, batch: Any, split: str) -> tuple[Tensor, Tensor]:
         """Return those of the nodes in the split."""
         name = f"{split}_mask"
         return (logits[batch[name]], batch.y[batch[name]]) if name in batch else (logits, batch.y)
 
-    def graph_of(self, batch: Any) -> Tensor:
-        """Return that of the nodes."""
+    def sample_of(self, batch: Any) -> Tensor:
+        """Return the graph of each node."""
         return batch.batch[batch.test_mask] if "test_mask" in batch else batch.batch
 
     def criterion(self, logits: Tensor, y: Tensor) -> Tensor:
@@ -228,12 +157,12 @@ class NodeClassification(GraphTask):
 
     def decide(self, logits: Tensor) -> Tensor:
         """Return the class of the largest logit, or where logits are positive."""
-        return (logits > 0).long() if self.multilabel else logits.argmax(dim=1)
+        return (logits > 0).long() if self.multilabel else super().decide(logits)
 
     def columns(self, logits: Tensor, y: Tensor) -> dict[str, Tensor]:
         """Return the prediction, its probability and the label, or how many labels are predicted, true, and both."""
         if not self.multilabel:
-            return single_label_columns(logits, y)
+            return super().columns(logits, y)
         predicted, true = logits > 0, y > 0
         counts = {"predicted": predicted, "labels": true, "right": predicted & true}
         return {name: values.sum(dim=1) for name, values in counts.items()}

@@ -4,19 +4,18 @@ import torch
 import torch.nn.functional as F
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
-from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
 from deq_lightning.configured import check_at_least
 from deq_lightning.estimators import JacobianPenalty
 from deq_lightning.models import Equilibrium, Network
-from deq_lightning.tasks.base import ImplicitTask, solver_columns
+from deq_lightning.tasks.supervised import SupervisedTask
 
 Batch = tuple[Tensor, Tensor]
 IGNORED = 255  # label of the pixels that are of no class
 
 
-class SemanticSegmentation(ImplicitTask):
+class SemanticSegmentation(SupervisedTask):
     """Classifies every pixel by cross-entropy, and reports accuracy and mean intersection over union.
 
     Images (batch, channels, height, width) come with labels (batch, height, width), where 255 is of no class and
@@ -62,58 +61,30 @@ class SemanticSegmentation(ImplicitTask):
                 f"`class_weights` must be {num_classes} positive numbers, one for each class, got {weights}."
             )
         self.register_buffer("class_weights", torch.tensor(weights), persistent=False)
-        metrics: dict[str, Metric | MetricCollection] = {
-            "acc": MulticlassAccuracy(num_classes, average="micro", ignore_index=IGNORED),
-            "miou": MulticlassJaccardIndex(num_classes, ignore_index=IGNORED),
-        }
-        self.val_metrics = MetricCollection(metrics, prefix="val_")
-        self.test_metrics = self.val_metrics.clone(prefix="test_")
+        self.measure(
+            acc=MulticlassAccuracy(num_classes, average="micro", ignore_index=IGNORED),
+            miou=MulticlassJaccardIndex(num_classes, ignore_index=IGNORED),
+        )
 
-    def loss(self, batch: Batch) -> tuple[Tensor, list[Equilibrium]]:
-        """Return the weighted cross-entropy of a batch of (images, labels); 0 where no pixel is labelled."""
-        logits, equilibria = self._logits(batch)
-        return self._cross_entropy(logits, batch[1]), equilibria
-
-    def _logits(self, batch: Batch) -> tuple[Tensor, list[Equilibrium]]:
-        """Return the logits at the resolution of the labels."""
+    def answer(self, batch: Batch, split: str) -> tuple[Tensor, Tensor, list[Equilibrium]]:
+        """Return the logits of a batch of (images, labels) at the resolution of the labels, and these."""
+        del split
         x, y = batch
         logits, equilibria = self.net(x)
-        return F.interpolate(logits, size=y.shape[1:], mode="bilinear", align_corners=True), equilibria
+        return F.interpolate(logits, size=y.shape[1:], mode="bilinear", align_corners=True), y, equilibria
 
-    def _cross_entropy(self, logits: Tensor, y: Tensor) -> Tensor:
+    def criterion(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Return the weighted cross-entropy; 0 where no pixel is labelled."""
         total = F.cross_entropy(logits, y, self.class_weights, ignore_index=IGNORED, reduction="sum")
         labelled = y != IGNORED
         weight = (self.class_weights[y.where(labelled, 0)] * labelled).sum()
         return total / weight.clamp(min=torch.finfo(weight.dtype).tiny)  # PyTorch's own mean over no pixel is NaN
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log loss, accuracy and intersection over union of the validation split."""
-        del batch_idx
-        self._evaluate(batch, "val", self.val_metrics)
+    def columns(self, logits: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """Return for each image the accuracy on its labelled pixels (NaN without any) and the mean probability.
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log loss, accuracy and intersection over union of the test split."""
-        del batch_idx
-        self._evaluate(batch, "test", self.test_metrics)
-
-    def _evaluate(self, batch: Batch, split: str, metrics: MetricCollection) -> None:
-        y = batch[1]
-        logits, equilibria = self._logits(batch)
-        metrics.update(logits.argmax(dim=1), y)
-        self.log(f"{split}_loss", self._cross_entropy(logits, y), sync_dist=True, batch_size=len(y))
-        self.log_dict(metrics, prog_bar=True, batch_size=len(y))
-        self.log_equilibria(equilibria, len(y), prefix=f"{split}_")
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Return one value per image for each column.
-
-        These are the accuracy on its labelled pixels (NaN without any), the mean over all pixels of the predicted
-        class's probability, and the solver's figures.
+        That is the probability of the predicted class, over all pixels.
         """
-        del batch_idx
-        y = batch[1]
-        logits, equilibria = self._logits(batch)
         probability, prediction = logits.softmax(dim=1).max(dim=1)
         right, labelled = (prediction == y).sum(dim=(1, 2)), (y != IGNORED).sum(dim=(1, 2))
-        columns = {"accuracy": right / labelled, "probability": probability.mean(dim=(1, 2))}
-        return columns | solver_columns(equilibria)
+        return {"accuracy": right / labelled, "probability": probability.mean(dim=(1, 2))}

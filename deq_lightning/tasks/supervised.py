@@ -1,0 +1,76 @@
+"""What the tasks with labels share: the loss, the figures of whole splits, the table of predictions."""
+
+from abc import abstractmethod
+from typing import Any
+
+from torch import Tensor
+from torchmetrics import Metric, MetricCollection
+
+from deq_lightning.models import Equilibrium
+from deq_lightning.tasks.base import ImplicitTask, solver_columns
+
+
+class SupervisedTask(ImplicitTask):
+    """Trains, evaluates and predicts with labels; a subclass says what answers which labels, and how it is judged.
+
+    Subclasses write `answer` and `criterion`, call `measure` once, and may decide and tabulate in their own way.
+    """
+
+    val_metrics: MetricCollection
+    test_metrics: MetricCollection
+
+    def measure(self, **metrics: Metric | MetricCollection) -> None:
+        """Choose the figures of whole splits, by the names they are logged under after `val_` and `test_`."""
+        self.val_metrics = MetricCollection(metrics, prefix="val_")
+        self.test_metrics = self.val_metrics.clone(prefix="test_")
+
+    @abstractmethod
+    def answer(self, batch: Any, split: str) -> tuple[Tensor, Tensor, list[Equilibrium]]:
+        """Return the logits and labels of a batch that count in a split, and the equilibria behind them."""
+
+    @abstractmethod
+    def criterion(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Return the loss."""
+
+    def decide(self, logits: Tensor) -> Tensor:
+        """Return the predictions, as the metrics take them: the class of the largest logit."""
+        return logits.argmax(dim=1)
+
+    def columns(self, logits: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """Return one value per label for each column of the table: the prediction, its probability and the label."""
+        probability, prediction = logits.softmax(dim=1).max(dim=1)
+        return {"prediction": prediction, "probability": probability, "label": y}
+
+    def sample_of(self, batch: Any) -> Tensor | slice:
+        """Return the solver's sample behind each row of that table."""
+        del batch
+        return slice(None)
+
+    def loss(self, batch: Any) -> tuple[Tensor, list[Equilibrium]]:
+        """Return the loss of a training batch."""
+        logits, y, equilibria = self.answer(batch, "train")
+        return self.criterion(logits, y), equilibria
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Log the loss and the figures of the validation split."""
+        del batch_idx
+        self._evaluate(batch, "val", self.val_metrics)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Log the loss and the figures of the test split."""
+        del batch_idx
+        self._evaluate(batch, "test", self.test_metrics)
+
+    def _evaluate(self, batch: Any, split: str, metrics: MetricCollection) -> None:
+        logits, y, equilibria = self.answer(batch, split)
+        metrics.update(self.decide(logits), y)
+        self.log(f"{split}_loss", self.criterion(logits, y), sync_dist=True, batch_size=len(y))
+        self.log_dict(metrics, prog_bar=True, batch_size=len(y))
+        self.log_equilibria(equilibria, len(y), prefix=f"{split}_")
+
+    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        """Return one value per row of the test split for each column, the solver's figures among them."""
+        del batch_idx
+        logits, y, equilibria = self.answer(batch, "test")
+        rows = self.sample_of(batch)
+        return self.columns(logits, y) | {name: values[rows] for name, values in solver_columns(equilibria).items()}
