@@ -32,7 +32,8 @@ ESTIMATES = {"spectral_radius", "gradient_cosine", "gradient_norm_ratio", "audit
 
 def task(max_steps: int = 12) -> ImageClassification:
     torch.manual_seed(0)
-    return ImageClassification(MDEQ(**SMALL, solver=Anderson(max_steps=max_steps, rtol=1e-2)))
+    net = MDEQ(**SMALL, solver=Anderson(max_steps=max_steps, rtol=1e-2))
+    return ImageClassification(net, channels_last=False)  # one format in a run and in what is computed after it
 
 
 def trainer(folder: Path, *callbacks: pl.Callback, **options: object) -> pl.Trainer:
