@@ -6,10 +6,10 @@ from deq_lightning.models.base import Network as Network
 from deq_lightning.models.fpn import FPN as FPN
 from deq_lightning.models.fpn_dense import DenseFPN as DenseFPN
 from deq_lightning.models.ignn import IGNN as IGNN
-from deq_lightning.models.ignn import IGNNGraphClassifier as IGNNGraphClassifier
-from deq_lightning.models.ignn import IGNNNodeClassifier as IGNNNodeClassifier
-from deq_lightning.models.ignn import IGNNSkipNodeClassifier as IGNNSkipNodeClassifier
 from deq_lightning.models.ignn import ImplicitGraphLayer as ImplicitGraphLayer
+from deq_lightning.models.ignn_classifiers import IGNNGraphClassifier as IGNNGraphClassifier
+from deq_lightning.models.ignn_classifiers import IGNNNodeClassifier as IGNNNodeClassifier
+from deq_lightning.models.ignn_classifiers import IGNNSkipNodeClassifier as IGNNSkipNodeClassifier
 from deq_lightning.models.mdeq import MDEQ as MDEQ
 from deq_lightning.models.mdeq import MDEQSegmentation as MDEQSegmentation
 from deq_lightning.models.mon import MON as MON
