@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from deq_lightning.configured import check_at_least
 from deq_lightning.models.base import Equilibrium, ImplicitModel
-from deq_lightning.models.fpn import check_known, conv3x3, lrelu, resnet_block
+from deq_lightning.models.fpn import check_known
+from deq_lightning.models.fpn_layers import conv3x3, lrelu, resnet_block
 from deq_lightning.models.projections import clamp_singular_values_
 from deq_lightning.solvers import FixedPointIteration, Solver
 

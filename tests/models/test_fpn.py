@@ -7,7 +7,8 @@ from torch import nn
 
 from deq_lightning.gradients import JFB, NPG, UPG, Implicit, Unrolled
 from deq_lightning.models.base import CellMap, Equilibrium
-from deq_lightning.models.fpn import FPN, NETWORKS, resnet_block
+from deq_lightning.models.fpn import FPN
+from deq_lightning.models.fpn_layers import NETWORKS, resnet_block
 from deq_lightning.solvers import FixedPointIteration, Status
 
 STRATEGIES = [Implicit(), UPG(), NPG(), JFB(), Unrolled(unroll_steps=3)]
