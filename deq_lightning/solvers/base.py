@@ -1,41 +1,22 @@
-"""What every solver shares: the contract, the loop, and the choice of the iterate that is returned."""
+"""What every solver shares: the contract and the loop."""
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
-from enum import IntEnum
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from deq_lightning.configured import Configured, check_at_least
-from deq_lightning.solvers.algebra import replace_rows
+from deq_lightning.solvers.best_iterate import BestIterate
+from deq_lightning.solvers.solution import FixedPointMap, Solution
 from deq_lightning.state import State, pack, parts, shapes, unpack
-
-FixedPointMap = Callable[[Any], Any]  # from a State to one of the same structure
 
 # With fewer running samples than this part of the batch, a map that can be restricted is restricted to them: no more
 # than a third of the work goes to samples that are done, and copying the history stays rare.
 CROWDED = 0.75
-
-
-@dataclass(frozen=True)
-class Partition:
-    """Which sample every row belongs to, in a state of several samples that can only be evaluated together.
-
-    A batch of graphs is one such state, (1, rows, ...), whose rows are the nodes.
-
-    Args:
-        index: (rows,) sample of each row, 0 to count − 1.
-        count: samples.
-    """
-
-    index: Tensor
-    count: int
 
 
 class Advance(Protocol):
@@ -47,55 +28,6 @@ class Advance(Protocol):
 
     def __call__(self, z: Tensor, fz: Tensor, gap: Tensor) -> Tensor:
         """Return the next iterate."""
-
-
-class Status(IntEnum):
-    """How the solve of one sample ended; `message` is the sentence for a person."""
-
-    message: str
-
-    def __new__(cls, code: int, message: str) -> "Status":
-        """Attach the message to the code."""
-        status = int.__new__(cls, code)
-        status._value_ = code
-        status.message = message
-        return status
-
-    converged = 0, "The residual met the tolerance."
-    max_steps = (
-        1,
-        "The solver spent `max_steps` evaluations with the residual above the tolerance. "
-        "Raise `max_steps`, loosen `rtol`, or make the map more contractive.",
-    )
-    diverged = (
-        2,
-        "The iterates became non-finite; the last finite best one is returned. "
-        "Use damping, another solver, or a map of smaller spectral radius.",
-    )
-
-
-@dataclass(frozen=True)
-class Solution:
-    """The answer of a solver and what it cost.
-
-    Args:
-        z: the fixed point, of the structure of `z0`: for each sample the first iterate that met the tolerance, else the
-            one of lowest residual.
-        residual: (batch,) ‖f(z) − z‖ / ‖f(z)‖ (or the scale given) of exactly this `z`; infinite if f never returned
-            finite values.
-        steps: (batch,) evaluations of f until the sample met the tolerance or diverged, else all of them.
-        status: (batch,) codes of `Status`.
-        evaluations: how often f was called.
-        transposed_inverse: maps (batch, dim) to an estimate of its product with (I − Jᵀ)⁻¹; None unless asked for, and
-            then from solvers that build one.
-    """
-
-    z: State
-    residual: Tensor
-    steps: Tensor
-    status: Tensor
-    evaluations: int
-    transposed_inverse: Callable[[Tensor], Tensor] | None = None
 
 
 class Solver(Configured, ABC):
@@ -223,105 +155,3 @@ class FlatMap:
         smaller = copy.copy(self)
         smaller.f = f
         return smaller
-
-
-class BestIterate:
-    """Keeps, sample by sample, the iterate to return and what is to be said of it.
-
-    A sample is running until it meets the tolerance or turns non-finite; from then on nothing of it changes. During the
-    solve one key per evaluation decides: the relative residual, or −1 where only the absolute tolerance is met. Steps,
-    status and residual are read off the record at the end.
-
-    Args:
-        z: (batch, dim) the starting point.
-        atol: absolute tolerance.
-        rtol: tolerance relative to the scale.
-        scale: (batch,) what residuals are relative to. None: ‖f(z)‖.
-        partition: the samples, where they are not the rows of `z`.
-    """
-
-    def __init__(
-        self,
-        z: Tensor,
-        atol: float,
-        rtol: float,
-        scale: Tensor | None = None,
-        partition: Partition | None = None,
-    ) -> None:
-        self.z = z.clone()
-        self.partition = partition
-        self.atol = atol
-        self.rtol = rtol
-        self.scale = scale
-        # A tensor made on the device, because every use of a number with a tensor would first make a tensor of it.
-        self.tiny = z.new_full((), torch.finfo(z.dtype).tiny)
-        count = len(z) if partition is None else partition.count
-        self.bound = z.new_full((count,), torch.inf)  # the key to beat; −inf or NaN once the sample no longer runs
-        self.keys: list[Tensor] = []
-        self.residuals: list[Tensor] = []
-        self.rows: Tensor | None = None  # the samples still in the solve, where some have left it
-        self.whole: Tensor | None = None  # the iterates of all samples
-
-    def update(self, z: Tensor, fz: Tensor, gap: Tensor) -> None:
-        """Take note of one evaluation."""
-        distance = self._lengths(gap)
-        scale = self._lengths(fz) if self.scale is None else self.scale
-        residual = key = distance / torch.maximum(scale, self.tiny)  # 0 / 0 is an exact fixed point at the origin
-        if self.atol > 0:  # then a sample can meet the tolerance with a residual that is not its lowest
-            key = torch.where(distance <= self.atol + self.rtol * scale, -1, residual)
-        self._replace(key < self.bound, z)
-        self.bound = torch.minimum(self.bound, F.threshold(key, self.rtol, -torch.inf))
-        self.keys.append(self._of_all(key))
-        self.residuals.append(self._of_all(residual))
-
-    def _lengths(self, state: Tensor) -> Tensor:
-        """Return the norm of every sample's part of the state."""
-        if self.partition is None:
-            return torch.linalg.vector_norm(state, dim=1)
-        index = self.partition.index
-        squares = state.view(len(index), -1).square().sum(dim=1)
-        return squares.new_zeros(self.partition.count).index_add_(0, index, squares).sqrt()
-
-    def _replace(self, better: Tensor, z: Tensor) -> None:
-        """Take over the iterates of the samples for which `better` holds."""
-        if self.partition is None:
-            replace_rows(better, self.z, z)
-        else:
-            index = self.partition.index
-            replace_rows(better[index], self.z.view(len(index), -1), z.view(len(index), -1))
-
-    def running(self) -> Tensor:
-        """Return the places, among the samples in the solve, of those that still run (waits for the device)."""
-        return (self.bound > -torch.inf).nonzero()[:, 0]
-
-    def select(self, rows: Tensor) -> None:
-        """Let all samples but these leave the solve."""
-        self.whole = self._iterates()
-        self.rows = rows if self.rows is None else self.rows[rows]
-        self.z, self.bound = self.z[rows], self.bound[rows]
-        self.scale = None if self.scale is None else self.scale[rows]
-
-    def _iterates(self) -> Tensor:
-        """Return the iterates of all samples, those that left and those that stayed."""
-        return self.z if self.whole is None or self.rows is None else self.whole.index_copy(0, self.rows, self.z)
-
-    def _of_all(self, values: Tensor) -> Tensor:
-        """Return the (batch,) values of all samples; those that left have none any more."""
-        if self.whole is None or self.rows is None:
-            return values
-        return values.new_full((len(self.whole),), torch.nan).index_copy(0, self.rows, values)
-
-    def solution(self, like: State) -> Solution:
-        """Report the iterates kept, in the structure of `like`."""
-        keys = torch.stack(self.keys)
-        evaluations = len(keys)
-        ran = (keys > self.rtol).cumprod(dim=0).sum(dim=0)  # evaluations before the one that ended it
-        steps = (ran + 1).clamp_max(evaluations)
-        converged = keys.gather(0, steps[None] - 1)[0] <= self.rtol
-        status = torch.full_like(steps, Status.diverged)
-        status.masked_fill_(ran == evaluations, Status.max_steps).masked_fill_(converged, Status.converged)
-        before = torch.arange(evaluations, device=keys.device)[:, None] < steps
-        lowest = torch.where(before & (keys < torch.inf), keys, torch.inf).min(dim=0)
-        residual = torch.stack(self.residuals).gather(0, lowest.indices[None])[0]
-        residual = torch.where(lowest.values < torch.inf, residual, torch.inf)
-        return Solution(unpack(self._iterates(), like), residual, steps, status, evaluations)

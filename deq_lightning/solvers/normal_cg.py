@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from deq_lightning.configured import CombinationError
-from deq_lightning.solvers.base import Advance, FixedPointMap, Solution, Solver
+from deq_lightning.solvers.base import Advance, Solver
+from deq_lightning.solvers.solution import FixedPointMap, Solution
 from deq_lightning.state import State
 
 
