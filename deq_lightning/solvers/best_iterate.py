@@ -63,7 +63,7 @@ class BestIterate:
         if self.partition is None:
             return torch.linalg.vector_norm(state, dim=1)
         index = self.partition.index
-        squares = state.view(len(index), -1).square().sum(dim=1)
+        squares = torch.linalg.vector_norm(state.view(len(index), -1), dim=1).square()
         return squares.new_zeros(self.partition.count).index_add_(0, index, squares).sqrt()
 
     def _replace(self, better: Tensor, z: Tensor) -> None:
