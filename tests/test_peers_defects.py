@@ -31,7 +31,7 @@ from torch.autograd import gradcheck
 from deq_lightning import FPN, MDEQ, Digits, Equilibrium, ImageClassification, ImplicitModel
 from deq_lightning.cli import main
 from deq_lightning.gradients import JFB, NPG, UPG, Implicit, Unrolled
-from deq_lightning.models.frozen import VariationalDropout2d, frozen
+from deq_lightning.models.frozen import VariationalDropout, frozen
 from deq_lightning.solvers import GMRES, Anderson, Broyden, FixedPointIteration, Status
 from deq_lightning.state import pack
 
@@ -384,7 +384,7 @@ def test_15_every_solver_solves_the_adjoint_with_its_defaults(adjoint, dtype):
 @pytest.mark.parametrize(("device", "dtype"), [("meta", torch.float32), ("cpu", torch.bfloat16)])
 def test_16_dropout_masks_live_where_their_input_does(device, dtype):
     """Defect: masks are made on the CPU in float32, whatever they multiply."""
-    dropped = frozen(VariationalDropout2d(0.5))(torch.ones(4, 8, 2, 2, dtype=dtype, device=device))
+    dropped = frozen(VariationalDropout(0.5, shared=(2, 3)))(torch.ones(4, 8, 2, 2, dtype=dtype, device=device))
     assert (dropped.device.type, dropped.dtype, dropped.shape) == (device, dtype, (4, 8, 2, 2))
 
 

@@ -2,6 +2,7 @@
 
 import copy
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import TypeVar, cast
 
 import torch
@@ -45,27 +46,30 @@ def _clone(module: Module, clones: dict[nn.Module, nn.Module]) -> Module:
     return clone
 
 
-class VariationalDropout2d(Freezable):
-    """Dropout of whole channels whose mask is drawn once per solve and then shared by all evaluations.
+class VariationalDropout(Freezable):
+    """Dropout whose mask is drawn once per solve and then shared by all evaluations.
 
     Args:
-        p: probability of a channel to be zeroed, in [0, 1). Identity in evaluation mode.
+        p: probability of a mask value to be zero, in [0, 1). Identity in evaluation mode.
+        shared: dimensions along which all elements have the same mask value. (2, 3) drops whole channels of images,
+            (1,) features of sequences at all positions together, () every element by itself.
 
     Shapes:
-        (batch, channels, height, width) to the same; the mask is (batch, channels, 1, 1).
+        Any shape to the same; the mask has length 1 along the shared dimensions.
 
     Raises:
-        ValueError: if `p` is out of its range.
+        ValueError: if `p` is out of its range, or if evaluations of one solve differ in the shape of the mask.
 
     References:
         Gal and Ghahramani, "A theoretically grounded application of dropout in recurrent neural networks", 2016.
     """
 
-    def __init__(self, p: float = 0.0) -> None:
+    def __init__(self, p: float = 0.0, shared: Sequence[int] = ()) -> None:
         super().__init__()
         if not 0 <= p < 1:
             raise ValueError(f"`dropout` must be in [0, 1), got {p}.")
         self.p = p
+        self.shared = tuple(shared)
         self.keeps_mask = False
         self.mask: Tensor | None = None
 
@@ -75,43 +79,40 @@ class VariationalDropout2d(Freezable):
         self.mask = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Zero channels and scale the others by 1 / (1 − p)."""
+        """Zero what the mask drops and scale the rest by 1 / (1 − p)."""
         if not self.training or self.p == 0:
             return x
+        shape = tuple(1 if i in self.shared else length for i, length in enumerate(x.shape))
         mask = self.mask
         if mask is None:
-            mask = F.dropout(torch.ones_like(x[:, :, :1, :1]), self.p)
-        if mask.shape[:2] != x.shape[:2]:
-            raise ValueError(
-                f"the mask of this solve is for {tuple(mask.shape[:2])} channels, got {tuple(x.shape[:2])}."
-            )
+            mask = F.dropout(x.new_ones(shape), self.p)
+        if mask.shape != shape:
+            raise ValueError(f"the mask of this solve is {tuple(mask.shape)}, for {tuple(x.shape)} it must be {shape}.")
         if self.keeps_mask:
             self.mask = mask
         return x * mask
 
     def extra_repr(self) -> str:
-        """Show the probability."""
-        return f"p={self.p}"
+        """Show the probability, and what shares a value."""
+        return f"p={self.p}, shared={self.shared}"
 
 
-class WeightNormConv2d(Freezable, nn.Conv2d):
-    r"""Convolution with weight normalisation, w = g·v / ‖v‖ per output channel, computed once per solve.
+class WeightNorm(Freezable):
+    r"""Weight normalisation of a layer, w = g·v / ‖v‖ per output (dimension 0), computed once per solve.
 
-    Args:
-        *args: as `torch.nn.Conv2d`.
-        **kwargs: as `torch.nn.Conv2d`.
-
-    Shapes:
-        `weight_g` (out, 1, 1, 1) starts as ‖v‖, so that w starts as PyTorch's default initialisation; `weight_v` has
-        the shape of the convolution's weight.
+    A base for a class that is also a layer of PyTorch with a `weight`. `weight_v` has the shape of that weight, and
+    `weight_g` (out, 1, ...) starts as ‖v‖, so that w starts as PyTorch's default initialisation.
 
     References:
         Salimans and Kingma, "Weight normalization", 2016, arXiv:1602.07868.
     """
 
-    def __init__(self, *args: int, **kwargs: int | bool) -> None:
-        nn.Conv2d.__init__(self, *args, **kwargs)  # type: ignore[arg-type]
-        weight = self.weight
+    weight_g: nn.Parameter
+    weight_v: nn.Parameter
+
+    def split_weight(self) -> None:
+        """Replace the layer's weight by its lengths and directions."""
+        weight = cast(Tensor, self.weight)
         del self.weight
         self.weight_g = nn.Parameter(_norm(weight).detach())
         self.weight_v = nn.Parameter(weight.detach())
@@ -125,11 +126,44 @@ class WeightNormConv2d(Freezable, nn.Conv2d):
         """Return g·v / ‖v‖."""
         return self.weight_v * (self.weight_g / _norm(self.weight_v))
 
+    def effective_weight(self) -> Tensor:
+        """Return the weight of this solve, or of this moment where nothing is frozen."""
+        return self.normalised_weight() if self.frozen_weight is None else self.frozen_weight
+
+
+class WeightNormConv2d(WeightNorm, nn.Conv2d):
+    """Convolution with weight normalisation per output channel, see `WeightNorm`.
+
+    Args:
+        *args: as `torch.nn.Conv2d`.
+        **kwargs: as `torch.nn.Conv2d`.
+    """
+
+    def __init__(self, *args: int, **kwargs: int | bool) -> None:
+        nn.Conv2d.__init__(self, *args, **kwargs)  # type: ignore[arg-type]
+        self.split_weight()
+
     def forward(self, x: Tensor) -> Tensor:
         """Convolve with the normalised weight."""
-        weight = self.normalised_weight() if self.frozen_weight is None else self.frozen_weight
-        return self._conv_forward(x, weight, self.bias)
+        return self._conv_forward(x, self.effective_weight(), self.bias)
+
+
+class WeightNormLinear(WeightNorm, nn.Linear):
+    """Linear layer with weight normalisation per output feature, see `WeightNorm`.
+
+    Args:
+        *args: as `torch.nn.Linear`.
+        **kwargs: as `torch.nn.Linear`.
+    """
+
+    def __init__(self, *args: int, **kwargs: bool) -> None:
+        nn.Linear.__init__(self, *args, **kwargs)  # type: ignore[arg-type]
+        self.split_weight()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply by the normalised weight."""
+        return F.linear(x, self.effective_weight(), self.bias)
 
 
 def _norm(v: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(v, dim=(1, 2, 3), keepdim=True)
+    return torch.linalg.vector_norm(v, dim=tuple(range(1, v.ndim)), keepdim=True)

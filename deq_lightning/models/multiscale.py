@@ -7,7 +7,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deq_lightning.models.frozen import VariationalDropout2d, WeightNormConv2d
+from deq_lightning.models.frozen import VariationalDropout, WeightNormConv2d
 
 States = tuple[Tensor, ...]
 WeightNorm = Literal["blocks", "blocks_and_post", "all"]
@@ -75,7 +75,7 @@ class ResidualBlock(nn.Module):
         self.conv1 = WeightNormConv2d(channels, hidden, 3, padding=1, bias=False)
         self.norm1 = nn.GroupNorm(groups, hidden)
         self.conv2 = WeightNormConv2d(hidden, channels, 3, padding=1, bias=False)
-        self.dropout = VariationalDropout2d(dropout)
+        self.dropout = VariationalDropout(dropout, shared=(2, 3))
         self.norm2 = nn.GroupNorm(groups, channels)
         self.norm3 = nn.GroupNorm(groups, channels)
 

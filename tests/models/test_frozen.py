@@ -9,15 +9,17 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from deq_lightning.gradients import JFB, NPG, UPG, Implicit
-from deq_lightning.models.frozen import Freezable, VariationalDropout2d, WeightNormConv2d, frozen
+from deq_lightning.models.frozen import Freezable, VariationalDropout, WeightNormConv2d, WeightNormLinear, frozen
 from deq_lightning.solvers import GMRES, Anderson
+
+CHANNELS = (2, 3)  # dimensions of images that share a mask value
 
 
 class Cell(nn.Module):
     def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()
         self.conv = WeightNormConv2d(3, 3, 3, padding=1)
-        self.drop = VariationalDropout2d(dropout)
+        self.drop = VariationalDropout(dropout, CHANNELS)
         self.branches = nn.ModuleList([nn.Sequential(nn.Conv2d(3, 3, 1), nn.GroupNorm(1, 3)), nn.Sequential()])
         self.steps = 0
 
@@ -152,6 +154,28 @@ def test_equals_the_weight_norm_of_torch(options, freeze):
     torch.testing.assert_close(grads, torch.autograd.grad(expected.sin().sum(), references), rtol=1e-10, atol=1e-11)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_layers_equal_the_weight_norm_of_torch(bias):
+    torch.manual_seed(0)
+    ours = WeightNormLinear(5, 7, bias=bias).double()
+    plain = nn.Linear(5, 7, bias=bias).double()
+    with torch.no_grad():
+        plain.weight.copy_(ours.weight_v)
+        if bias:
+            plain.bias.copy_(ours.bias)
+        theirs = weight_norm(plain)
+        ours.weight_g.mul_(torch.linspace(0.5, 2, 7)[:, None])
+        theirs.parametrizations.weight.original0.copy_(ours.weight_g)
+    x = torch.randn(2, 3, 5, dtype=torch.float64)
+    weights = theirs.parametrizations.weight
+    actual, expected = frozen(ours)(x), theirs(x)
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+    grads = torch.autograd.grad(actual.sin().sum(), [ours.weight_g, ours.weight_v])
+    references = torch.autograd.grad(expected.sin().sum(), [weights.original0, weights.original1])
+    torch.testing.assert_close(grads, references, rtol=1e-10, atol=1e-11)
+    assert set(ours.state_dict()) == {"weight_g", "weight_v"} | ({"bias"} if bias else set())
+
+
 def test_weight_norm_starts_as_the_default_convolution():
     torch.manual_seed(0)
     ours = WeightNormConv2d(3, 5, 3)
@@ -172,7 +196,7 @@ def test_weights_follow_loading_and_casting():
 
 def test_the_mask_is_the_same_in_every_evaluation_of_a_clone():
     ones = torch.ones(8, 16, 2, 2)
-    drop = VariationalDropout2d(0.25)
+    drop = VariationalDropout(0.25, CHANNELS)
     clone, other = frozen(drop), frozen(drop)
     first = clone(ones)
     assert torch.equal(clone(ones), first) and torch.equal(clone(3 * ones), 3 * first)
@@ -183,22 +207,40 @@ def test_the_mask_is_the_same_in_every_evaluation_of_a_clone():
     assert drop.mask is None
 
 
+@pytest.mark.parametrize("shared", [(), (0, 1), (1,), (2,), (0, 1, 2)])
+def test_elements_share_a_mask_value_along_the_shared_dimensions_alone(shared):
+    torch.manual_seed(0)
+    ones = torch.ones(6, 8, 10)
+    dropped = frozen(VariationalDropout(0.5, shared))(ones)
+    for dim in range(3):
+        first = dropped.narrow(dim, 0, 1).expand_as(dropped)
+        assert torch.equal(dropped, first) == (dim in shared)
+
+
+def test_a_mask_of_another_shape_is_refused():
+    drop = frozen(VariationalDropout(0.5, shared=(1,)))
+    drop(torch.ones(2, 3, 4))
+    drop(torch.ones(2, 7, 4))
+    with pytest.raises(ValueError, match=r"is \(2, 1, 4\), for \(1, 3, 4\) it must be \(1, 1, 4\)"):
+        drop(torch.ones(1, 3, 4))
+
+
 def test_the_mask_keeps_the_mean():
     torch.manual_seed(0)
-    share = torch.stack([frozen(VariationalDropout2d(0.3))(torch.ones(50, 40, 1, 1)).mean() for _ in range(20)])
+    share = torch.stack([frozen(VariationalDropout(0.3, CHANNELS))(torch.ones(50, 40, 1, 1)).mean() for _ in range(20)])
     assert share.mean().item() == pytest.approx(1, abs=0.02)
 
 
 def test_dropout_is_the_identity_in_evaluation():
-    drop, x = VariationalDropout2d(0.5).eval(), images()
+    drop, x = VariationalDropout(0.5).eval(), images()
     assert frozen(drop)(x) is x and drop(x) is x
-    assert VariationalDropout2d(0.0)(x) is x
+    assert VariationalDropout(0.0)(x) is x
 
 
 @pytest.mark.parametrize("p", [-0.1, 1.0, 1.5])
 def test_bad_dropout_is_refused(p):
     with pytest.raises(ValueError, match=r"must be in \[0, 1\), got"):
-        VariationalDropout2d(p)
+        VariationalDropout(p)
 
 
 @pytest.mark.parametrize("strategy", [JFB(), UPG(k=3), UPG(k=3, checkpoint=True), NPG(), Implicit()], ids=repr)
