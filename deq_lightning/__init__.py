@@ -31,6 +31,7 @@ from deq_lightning.models import IGNN as IGNN
 from deq_lightning.models import MDEQ as MDEQ
 from deq_lightning.models import MON as MON
 from deq_lightning.models import DenseFPN as DenseFPN
+from deq_lightning.models import DEQTransformer as DEQTransformer
 from deq_lightning.models import Equilibrium as Equilibrium
 from deq_lightning.models import IGNNGraphClassifier as IGNNGraphClassifier
 from deq_lightning.models import IGNNNodeClassifier as IGNNNodeClassifier
@@ -42,6 +43,7 @@ from deq_lightning.models import MONConv as MONConv
 from deq_lightning.models import MONMultiTier as MONMultiTier
 from deq_lightning.models import Network as Network
 from deq_lightning.models import NeuralODE as NeuralODE
+from deq_lightning.models import Segment as Segment
 from deq_lightning.solvers import GMRES as GMRES
 from deq_lightning.solvers import Anderson as Anderson
 from deq_lightning.solvers import Broyden as Broyden

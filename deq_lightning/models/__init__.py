@@ -17,3 +17,7 @@ from deq_lightning.models.mon import MONConv as MONConv
 from deq_lightning.models.mon import MONMultiTier as MONMultiTier
 from deq_lightning.models.neural_ode import IntegrationError as IntegrationError
 from deq_lightning.models.neural_ode import NeuralODE as NeuralODE
+from deq_lightning.models.transformer import DEQTransformer as DEQTransformer
+from deq_lightning.models.transformer import LanguageOutput as LanguageOutput
+from deq_lightning.models.transformer import Memory as Memory
+from deq_lightning.models.transformer import Segment as Segment

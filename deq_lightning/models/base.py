@@ -147,7 +147,7 @@ class ImplicitModel(Network):
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in super().__getstate__().items() if name != "compiled_cell"}
 
-    def forward(self, x: Any) -> tuple[Tensor, list[Equilibrium]]:
+    def forward(self, x: Any) -> tuple[Any, list[Equilibrium]]:
         """Return the prediction and the equilibrium behind it."""
         equilibrium = self.equilibrium(self.inject(x))
         return self.readout(equilibrium.z), [equilibrium]
