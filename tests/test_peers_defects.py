@@ -28,7 +28,7 @@ from problems import (
 from torch import nn
 from torch.autograd import gradcheck
 
-from deq_lightning import FPN, MDEQ, Digits, Equilibrium, ImageClassification, ImplicitModel
+from deq_lightning import FPN, MDEQ, DEQTransformer, Digits, Equilibrium, ImageClassification, ImplicitModel
 from deq_lightning.cli import main
 from deq_lightning.gradients import JFB, NPG, UPG, Implicit, Unrolled
 from deq_lightning.models.frozen import VariationalDropout, frozen
@@ -504,7 +504,7 @@ def test_19_normalised_weights_follow_their_parameters():
 # --- 20
 
 
-@pytest.mark.parametrize("made", [*SOLVERS, *STRATEGIES, MDEQ, FPN, ImageClassification, Digits])
+@pytest.mark.parametrize("made", [*SOLVERS, *STRATEGIES, MDEQ, FPN, DEQTransformer, ImageClassification, Digits])
 def test_20_a_misspelt_argument_is_refused(made):
     """Defect: misspelt options are accepted and ignored."""
     with pytest.raises(TypeError, match="max_stepz"):
