@@ -30,7 +30,8 @@ class AdaptiveVocabulary(nn.Module):
         div_val: how many times narrower the vectors of each cluster are than those of the one before. 1: all have the
             full width, and there are no projections.
         init_std: standard deviation of the normal initialisation. None: 1/√width for the tables and 1/√columns for the
-            projections, with which embeddings and logits start with variance 1 at any width.
+            projections, with which logits start with variance 1 at any width.
+        embedding_scale: factor of the embeddings. None: √width, as published.
 
     Shapes:
         Tokens (...) in int64, hidden states (..., width).
@@ -50,12 +51,16 @@ class AdaptiveVocabulary(nn.Module):
         cutoffs: Sequence[int] = (),
         div_val: int = 1,
         init_std: float | None = 0.01,
+        embedding_scale: float | None = None,
     ) -> None:
         super().__init__()
         check_at_least(1, vocab_size=vocab_size, width=width, div_val=div_val)
         _check_clusters(vocab_size, width, cutoffs, div_val)
         if init_std is not None and not init_std > 0:
             raise ValueError(f"`init_std` must be above 0, got {init_std}. For one that fits the width type null.")
+        if embedding_scale is not None and not embedding_scale > 0:
+            raise ValueError(f"`embedding_scale` must be above 0, got {embedding_scale}. For √width type null.")
+        self.embedding_scale = math.sqrt(width) if embedding_scale is None else embedding_scale
         self.vocab_size = vocab_size
         self.width = width
         self.edges = (0, *cutoffs, vocab_size)
@@ -79,7 +84,7 @@ class AdaptiveVocabulary(nn.Module):
                 normal_(parameter, std, columns)
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """Return √width · P E[token], (..., width).
+        """Return the scaled P E[token], (..., width).
 
         Raises:
             ValueError: if a token is not a word, where the tokens are on the CPU.
@@ -90,7 +95,7 @@ class AdaptiveVocabulary(nn.Module):
             self._project_in(i, F.embedding(flat[row] - self.edges[i], self.tables[i])) for i, row in enumerate(rows)
         ]
         order = torch.cat(rows).argsort()
-        return math.sqrt(self.width) * torch.cat(vectors)[order].unflatten(0, tokens.shape)
+        return self.embedding_scale * torch.cat(vectors)[order].unflatten(0, tokens.shape)
 
     def nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Return −log p(target) in nats, in the order of the targets; a cluster's logits are only of its own targets.

@@ -128,6 +128,14 @@ def test_initialisation(cutoffs: tuple[int, ...]) -> None:
         assert scaled._tail(i, torch.randn(100, 64)).std().item() == pytest.approx(1, rel=0.1)
 
 
+def test_the_scale_of_embeddings_is_the_square_root_of_the_width_unless_given() -> None:
+    torch.manual_seed(0)
+    published = AdaptiveVocabulary(VOCAB, WIDTH, (5, 11), 2)
+    torch.manual_seed(0)
+    scaled = AdaptiveVocabulary(VOCAB, WIDTH, (5, 11), 2, embedding_scale=3.0)
+    torch.testing.assert_close(published.embed(tokens(9)) / WIDTH**0.5, scaled.embed(tokens(9)) / 3)
+
+
 @pytest.mark.parametrize("bad", [-1, VOCAB])
 def test_words_that_are_none_are_refused(bad: int) -> None:
     words, few = vocabulary(), torch.tensor([[0, 3, bad]])
@@ -146,6 +154,7 @@ def test_words_that_are_none_are_refused(bad: int) -> None:
         ({"cutoffs": (2, 5), "div_val": 3}, r"`width` must be .* got 8 < 3\^2"),
         ({"vocab_size": 0}, "`vocab_size` must be 1 or more, got 0"),
         ({"init_std": 0.0}, "`init_std` must be above 0, got 0.0"),
+        ({"embedding_scale": 0.0}, "`embedding_scale` must be above 0, got 0.0"),
     ],
 )
 def test_impossible_sizes_are_refused(arguments: dict, message: str) -> None:
