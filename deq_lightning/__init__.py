@@ -15,7 +15,10 @@ from deq_lightning.data import Cityscapes as Cityscapes
 from deq_lightning.data import Digits as Digits
 from deq_lightning.data import ImageNet as ImageNet
 from deq_lightning.data import KarateClub as KarateClub
+from deq_lightning.data import PythonDocs as PythonDocs
 from deq_lightning.data import TUGraphs as TUGraphs
+from deq_lightning.data import WikiText2 as WikiText2
+from deq_lightning.data import WikiText103 as WikiText103
 from deq_lightning.estimators import JacobianPenalty as JacobianPenalty
 from deq_lightning.estimators import gradient_audit as gradient_audit
 from deq_lightning.estimators import jacobian_penalty as jacobian_penalty

@@ -17,6 +17,12 @@ from deq_lightning.data.imagenet import ImageNet as ImageNet
 from deq_lightning.data.nodes import PPI as PPI
 from deq_lightning.data.nodes import Chains as Chains
 from deq_lightning.data.nodes import KarateClub as KarateClub
+from deq_lightning.data.python_docs import PythonDocs as PythonDocs
+from deq_lightning.data.streams import StreamBatch as StreamBatch
+from deq_lightning.data.text import TextDataModule as TextDataModule
 from deq_lightning.data.vision import CIFAR10 as CIFAR10
 from deq_lightning.data.vision import MNIST as MNIST
 from deq_lightning.data.vision import SVHN as SVHN
+from deq_lightning.data.vocabulary import Vocabulary as Vocabulary
+from deq_lightning.data.wikitext import WikiText2 as WikiText2
+from deq_lightning.data.wikitext import WikiText103 as WikiText103

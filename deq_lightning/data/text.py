@@ -1,0 +1,158 @@
+"""What the data modules on text share."""
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader
+
+from deq_lightning.configured import check_at_least
+from deq_lightning.data.base import DataError, SplitError
+from deq_lightning.data.streams import StreamBatch, StreamLoader
+from deq_lightning.data.vocabulary import Vocabulary
+
+SPLITS = ("train", "val", "test")
+
+
+class TextDataModule(pl.LightningDataModule, ABC):
+    """Base of the data modules on text; a subclass reads it, and says what its words are.
+
+    Every split is one text, cut into as many contiguous streams as the batch has rows. Batches are the segments of all
+    streams in order, so that a model can carry a memory; nothing is random. Several processes share the streams.
+
+    After `setup`, `vocabulary` has the words, and `texts` the splits as ids.
+
+    Args:
+        vocab_size: number of words, `<unk>` and `<eos>` among them: the most frequent of the training split; all others
+            become `<unk>`. None: all words.
+        batch_size: training streams per device, 1 or more.
+        eval_batch_size: validation and test streams per device; by default `batch_size`.
+        segment_length: words of a training segment, 1 or more.
+        eval_segment_length: words of a validation or test segment; by default `segment_length`.
+        prompt: text that `predict` continues. None: it begins a new line.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+        SplitError: from `setup`, if a split is too short for its streams and segments.
+        DataError: from `setup`, if no word of a split or of the prompt is in the vocabulary, or the vocabulary is not
+            that of the checkpoint.
+    """
+
+    remedy: ClassVar[str]  # where the vocabulary is not that of a checkpoint
+
+    def __init__(
+        self,
+        vocab_size: int | None,
+        batch_size: int,
+        eval_batch_size: int | None,
+        segment_length: int,
+        eval_segment_length: int | None,
+        prompt: str | None,
+    ) -> None:
+        super().__init__()
+        self.vocab_size = vocab_size
+        self.batch_size = batch_size
+        self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
+        self.segment_length = segment_length
+        self.eval_segment_length = segment_length if eval_segment_length is None else eval_segment_length
+        check_at_least(3, vocab_size=3 if vocab_size is None else vocab_size)
+        check_at_least(1, batch_size=self.batch_size, eval_batch_size=self.eval_batch_size)
+        check_at_least(1, segment_length=self.segment_length, eval_segment_length=self.eval_segment_length)
+        self.prompt = prompt
+        self.vocabulary: Vocabulary | None = None
+        self.texts: dict[str, np.ndarray] = {}
+
+    @abstractmethod
+    def load(self) -> tuple[Vocabulary, dict[str, np.ndarray]]:
+        """Return the vocabulary, and the ids of "train", "val" and "test"."""
+
+    @abstractmethod
+    def words(self, text: str) -> list[str]:
+        """Return the words of a line."""
+
+    @property
+    @abstractmethod
+    def source(self) -> str:
+        """What the vocabulary was made from."""
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read all splits, and make sure that those of `stage` can be used."""
+        self.vocabulary, self.texts = self.load()
+        for split in {"validate": ("val",), "test": ("test",), "predict": ()}.get(str(stage), SPLITS):
+            self._check(split)
+        if stage == "predict":
+            self.predict_dataloader()
+
+    def _check(self, split: str) -> None:
+        """Make sure that a split has known words, and streams that hold a segment and the word after it."""
+        text, (_, processes) = self.texts[split], self._share
+        if not any((text[start : start + 100_000] > 1).any() for start in range(0, len(text), 100_000)):
+            raise DataError(
+                f"no word of the {split} split of `{type(self).__name__}` is in the vocabulary, which has the words of "
+                "the train split. Are all of one text, and not empty?"
+            )
+        flags = ("batch_size", "segment_length") if split == "train" else ("eval_batch_size", "eval_segment_length")
+        streams, length = (getattr(self, flag) for flag in flags)
+        words = len(text) // (streams * processes)
+        if words <= length:
+            together = f"{streams} streams" + (f" on each of {processes} devices" if processes > 1 else "")
+            smaller = f"`--data.{flags[1]} {words - 1}`" if words > 1 else f"a smaller `--data.{flags[0]}`"
+            raise SplitError(
+                f"the {len(text)} words of the {split} split make {together} of {words} words, too short for a segment "
+                f"of {length} words and the word after it. Type {smaller}."
+            )
+
+    @property
+    def _share(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def train_dataloader(self) -> StreamLoader:
+        """Return the segments of the training streams."""
+        return self._loader("train", self.batch_size, self.segment_length)
+
+    def val_dataloader(self) -> StreamLoader:
+        """Return the segments of the validation streams."""
+        return self._loader("val", self.eval_batch_size, self.eval_segment_length)
+
+    def test_dataloader(self) -> StreamLoader:
+        """Return the segments of the test streams."""
+        return self._loader("test", self.eval_batch_size, self.eval_segment_length)
+
+    def _loader(self, split: str, streams: int, length: int) -> StreamLoader:
+        if not self.texts:
+            raise RuntimeError(f"`{type(self).__name__}` is empty. Call `setup()` before asking for a loader.")
+        return StreamLoader(self.texts[split], streams * self._share[1], length, self._share, self._done)
+
+    def _done(self) -> int:
+        assert self.trainer is not None  # only a trainer resumes
+        return self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Return one stream: the end of a line, and the prompt where there is one."""
+        assert self.vocabulary is not None
+        ids = [1]
+        if self.prompt is not None:
+            ids += self.vocabulary.encode([self.words(self.prompt)])[:-1].tolist()
+            if not any(number > 1 for number in ids):
+                raise DataError(
+                    f"no word of the prompt {self.prompt!r} is in the vocabulary. Type `--data.prompt` with words of "
+                    f"{self.source}."
+                )
+        tokens = torch.tensor([ids])
+        return DataLoader([StreamBatch(tokens, tokens[:, :0], first=True)], batch_size=None)  # type: ignore[arg-type]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what tells the vocabulary from any other."""
+        assert self.vocabulary is not None
+        return {"vocabulary": self.vocabulary.fingerprint, "words": len(self.vocabulary), "source": self.source}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Raise a DataError unless the vocabulary is that of the checkpoint."""
+        own = self.state_dict()
+        if own["vocabulary"] != state_dict["vocabulary"]:
+            theirs, ours = (f"{state['words']} words of {state['source']}" for state in (state_dict, own))
+            raise DataError(
+                f"the checkpoint has another vocabulary: it was trained with {theirs}; here are {ours}. {self.remedy}"
+            )
