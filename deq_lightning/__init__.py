@@ -60,9 +60,11 @@ from deq_lightning.tasks import CosineToEnd as CosineToEnd
 from deq_lightning.tasks import GraphClassification as GraphClassification
 from deq_lightning.tasks import ImageClassification as ImageClassification
 from deq_lightning.tasks import ImplicitTask as ImplicitTask
+from deq_lightning.tasks import LanguageModeling as LanguageModeling
 from deq_lightning.tasks import NodeClassification as NodeClassification
 from deq_lightning.tasks import PolynomialToEnd as PolynomialToEnd
 from deq_lightning.tasks import SemanticSegmentation as SemanticSegmentation
 from deq_lightning.tasks import StepsToEnd as StepsToEnd
+from deq_lightning.tasks import WarmupCosineToEnd as WarmupCosineToEnd
 
 __version__ = version("deq-lightning")

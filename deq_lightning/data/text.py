@@ -1,12 +1,13 @@
 """What the data modules on text share."""
 
+import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader
 
 from deq_lightning.configured import check_at_least
 from deq_lightning.data.base import DataError, SplitError
@@ -63,6 +64,7 @@ class TextDataModule(pl.LightningDataModule, ABC):
         self.prompt = prompt
         self.vocabulary: Vocabulary | None = None
         self.texts: dict[str, np.ndarray] = {}
+        self._resumed: dict[str, Any] = {}
 
     @abstractmethod
     def load(self) -> tuple[Vocabulary, dict[str, np.ndarray]]:
@@ -110,7 +112,7 @@ class TextDataModule(pl.LightningDataModule, ABC):
 
     def train_dataloader(self) -> StreamLoader:
         """Return the segments of the training streams."""
-        return self._loader("train", self.batch_size, self.segment_length)
+        return self._loader("train", self.batch_size, self.segment_length, self._start)
 
     def val_dataloader(self) -> StreamLoader:
         """Return the segments of the validation streams."""
@@ -120,17 +122,33 @@ class TextDataModule(pl.LightningDataModule, ABC):
         """Return the segments of the test streams."""
         return self._loader("test", self.eval_batch_size, self.eval_segment_length)
 
-    def _loader(self, split: str, streams: int, length: int) -> StreamLoader:
+    def _loader(self, split: str, streams: int, length: int, start: Callable[[], int] = int) -> StreamLoader:
         if not self.texts:
             raise RuntimeError(f"`{type(self).__name__}` is empty. Call `setup()` before asking for a loader.")
-        return StreamLoader(self.texts[split], streams * self._share[1], length, self._share, self._done)
+        return StreamLoader(self.texts[split], streams * self._share[1], length, self._share, start)
 
-    def _done(self) -> int:
-        assert self.trainer is not None  # only a trainer resumes
-        return self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+    def _start(self) -> int:
+        """Return the segment with which a training epoch begins: not the first where a run resumes in its middle."""
+        if self.trainer is None or not self.trainer.training:
+            return 0
+        start = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        for name, value in self._layout.items() if start > 0 else ():
+            if self._resumed.get(name, value) != value:
+                raise DataError(
+                    f"a run that stopped in the middle of an epoch continues on the same streams: `{name}` was "
+                    f"{self._resumed[name]} (over all devices), and is {value}. Set it as it was, or resume from the "
+                    "end of an epoch."
+                )
+        return start
 
-    def predict_dataloader(self) -> DataLoader[Any]:
+    @property
+    def _layout(self) -> dict[str, int]:
+        return {"batch_size": self.batch_size * self._share[1], "segment_length": self.segment_length}
+
+    def predict_dataloader(self) -> list[StreamBatch]:
         """Return one stream: the end of a line, and the prompt where there is one."""
+        # of samples, which a text has none of
+        warnings.filterwarnings("ignore", "Couldn't infer the batch indices")
         assert self.vocabulary is not None
         ids = [1]
         if self.prompt is not None:
@@ -141,15 +159,17 @@ class TextDataModule(pl.LightningDataModule, ABC):
                     f"{self.source}."
                 )
         tokens = torch.tensor([ids])
-        return DataLoader([StreamBatch(tokens, tokens[:, :0], first=True)], batch_size=None)  # type: ignore[arg-type]
+        return [StreamBatch(tokens, tokens[:, :0], first=True)]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what tells the vocabulary from any other."""
+        """Return what tells the vocabulary from any other, and how the training streams are cut."""
         assert self.vocabulary is not None
-        return {"vocabulary": self.vocabulary.fingerprint, "words": len(self.vocabulary), "source": self.source}
+        own = {"vocabulary": self.vocabulary.fingerprint, "words": len(self.vocabulary), "source": self.source}
+        return own | self._layout
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Raise a DataError unless the vocabulary is that of the checkpoint."""
+        self._resumed = state_dict
         own = self.state_dict()
         if own["vocabulary"] != state_dict["vocabulary"]:
             theirs, ours = (f"{state['words']} words of {state['source']}" for state in (state_dict, own))

@@ -92,7 +92,9 @@ class WikiText(TextDataModule):
             words = json.loads((folder / "vocabulary.json").read_text(encoding="utf-8"))
             return Vocabulary(words), {split: np.load(folder / f"{split}.npy", mmap_mode="r") for split in FILES}
         except (OSError, ValueError) as error:
-            raise DatasetNotFoundError(f"`{folder}` is damaged ({error}). Delete it and type the command again.") from error
+            raise DatasetNotFoundError(
+                f"`{folder}` is damaged ({error}). Delete it and type the command again."
+            ) from error
 
     def words(self, text: str) -> list[str]:
         """Return what stands between spaces."""

@@ -82,7 +82,10 @@ class ImplicitTask(pl.LightningModule, ABC):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the loss of a batch with the penalty added."""
         del batch_idx
-        loss, equilibria = self.loss(batch)
+        return self.total(*self.loss(batch))
+
+    def total(self, loss: Tensor, equilibria: Sequence[Equilibrium]) -> Tensor:
+        """Log what a training batch gave, and return its loss with the penalty added."""
         self.log("train_loss", loss, prog_bar=True)
         self.log_equilibria(equilibria)
         self._solved = [Equilibrium(f, tree_map_only(Tensor, Tensor.detach, z), None) for f, z, _ in equilibria]

@@ -1,11 +1,15 @@
 """Learning-rate schedules that end with the run."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, PolynomialLR
+
+from deq_lightning.configured import check_at_least
 
 
 class ToEnd(LRScheduler):
@@ -77,3 +81,36 @@ class StepsToEnd(ToEnd, MultiStepLR):
     def end_at(self, steps: int) -> None:
         """Set the number of optimizer steps of the whole run."""
         self.milestones = Counter(round(part * steps) for part in self.parts)
+
+
+class WarmupCosineToEnd(ToEnd):
+    """Learning rate that rises linearly to its value, then falls as a cosine to zero at the last step of the run.
+
+    Both count from the first step, so of the cosine the part before the end of the warm-up is left out: at step t, with
+    the learning rate 1, t / `warmup_steps`, then (1 + cos(π t / steps of the run)) / 2.
+
+    Args:
+        optimizer: whose learning rate is scheduled.
+        warmup_steps: optimizer steps of the rise, 0 or more. 0: the cosine alone.
+
+    Raises:
+        ValueError: if `warmup_steps` is negative.
+
+    References:
+        Bai, Kolter and Koltun, "Deep equilibrium models", 2019, arXiv:1909.01377, in the code of its language models.
+    """
+
+    length = "total_steps"
+
+    def __init__(self, optimizer: Optimizer, warmup_steps: int = 0) -> None:
+        check_at_least(0, warmup_steps=warmup_steps)
+        self.warmup_steps = warmup_steps
+        self.total_steps = 1
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float | Tensor]:
+        """Return the learning rates of the step that follows."""
+        step = self.last_epoch
+        rising = step < self.warmup_steps
+        cosine = (1 + math.cos(math.pi * min(1, step / self.total_steps))) / 2
+        return [base * (step / self.warmup_steps if rising else cosine) for base in self.base_lrs]

@@ -1,0 +1,205 @@
+"""Language modelling: the next word, with a memory of the words before."""
+
+import warnings
+from collections.abc import Iterator
+from typing import Any, cast
+
+import numpy as np
+import torch
+from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+from torchmetrics import MeanMetric
+
+from deq_lightning.configured import CombinationError, check_at_least
+from deq_lightning.estimators import JacobianPenalty
+from deq_lightning.models import Equilibrium, Network
+from deq_lightning.models.transformer import Memory, Segment
+from deq_lightning.tasks.base import ImplicitTask, solver_columns
+
+UNKNOWN = 0  # the id of the word that stands for all others
+
+
+class Perplexity(MeanMetric):
+    """The exponential of the mean over all words, of a whole split and of all processes."""
+
+    def __init__(self) -> None:
+        super().__init__(nan_strategy="disable")  # a figure that is not a number shall be seen
+
+    def compute(self) -> Tensor:
+        """Return it."""
+        return super().compute().exp()
+
+
+class LanguageModeling(ImplicitTask):
+    """Predicts the next word of every stream of a text, segment after segment, and reports the perplexity.
+
+    Batches have `tokens` and `targets` (streams, length), ids of words and of those that follow them, and `first` where
+    the streams begin. What the network remembers of a segment goes with the next batch of the split, and nowhere else:
+    training has a memory of its own, which evaluations in the middle of an epoch leave alone, and which checkpoints
+    keep. Logs `train_loss` (nats per word), `solver_steps` and `solver_residual` every step, and of whole splits
+    `val_loss`, `val_ppl`, `test_loss`, `test_ppl`, the perplexity, with the solver's figures there under the same
+    prefixes. `predict` continues a text, prints it, and returns a row per word; it never says `<unk>`.
+
+    Args:
+        net: the model; maps a segment to its hidden states and its memory.
+        continue_words: words by which `predict` continues a text, 1 or more.
+        temperature: of the distribution that it draws them from, 0 or more; 1 is the model's own, 0 always takes the
+            most probable word.
+        optimizer: makes the optimizer from the parameters.
+        lr_scheduler: makes the schedule from the optimizer; stepped after every optimizer step. None: constant.
+        penalty: a penalty on the Jacobian at the equilibrium, added to the loss in training. None: no such term.
+        compile: whether to compile the cell with `torch.compile`; slow first steps. Not with `penalty`.
+
+    Raises:
+        ValueError: if an argument is out of its range, or `penalty` is wanted with `compile` or without an equilibrium.
+        CombinationError: from `setup`, if the network is not made for the vocabulary of the data.
+    """
+
+    def __init__(
+        self,
+        net: Network,
+        continue_words: int = 50,
+        temperature: float = 1.0,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        penalty: JacobianPenalty | None = None,
+        compile: bool = False,
+    ) -> None:
+        super().__init__(net, optimizer, lr_scheduler, penalty, compile, channels_last=False)
+        check_at_least(1, continue_words=continue_words)
+        check_at_least(0, temperature=temperature)
+        self.continue_words = continue_words
+        self.temperature = temperature
+        self.val_ppl, self.test_ppl = Perplexity(), Perplexity()
+        self.memory: dict[str, Memory] = {}  # by split
+        self._next: Memory | None = None
+        self._saved: list[Tensor] | None = None
+        self._text = ""
+
+    def setup(self, stage: str) -> None:
+        """Make sure that the network is made for the vocabulary of the data."""
+        super().setup(stage)
+        # Lightning would say that of the task's and the data's hook it takes the task's, which is the only one.
+        warnings.filterwarnings("ignore", "You have overridden `on_after_batch_transfer`")
+        data, words = getattr(self.trainer, "datamodule", None), getattr(self.net, "vocab_size", None)
+        vocabulary = getattr(data, "vocabulary", None)
+        if vocabulary is not None and words is not None and len(vocabulary) != words:
+            raise CombinationError(
+                f"`vocab_size` of the network must be {len(vocabulary)}, the words of `{type(data).__name__}`, got "
+                f"{words}. Type `--model.net.vocab_size {len(vocabulary)}` or `--data.vocab_size {words}`."
+            )
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Give the batch the memory of what came before in its split, if anything did."""
+        del dataloader_idx
+        return batch._replace(memory=None if batch.first else self.memory.get(self._split))
+
+    @property
+    def _split(self) -> str:
+        return "train" if self.trainer.training else "test" if self.trainer.testing else "val"
+
+    def answer(self, batch: Any) -> tuple[Tensor, Memory, list[Equilibrium]]:
+        """Return −log p (streams, length) of the targets, the memory for the next segment, and the equilibria."""
+        output, equilibria = self.net(Segment(batch.tokens, batch.memory))
+        vocabulary: Any = self.net.vocabulary
+        return vocabulary.nll(output.hidden, batch.targets), output.memory, equilibria
+
+    def loss(self, batch: Any) -> tuple[Tensor, list[Equilibrium]]:
+        """Return the mean of −log p over the words of a batch."""
+        nll, _, equilibria = self.answer(batch)
+        return nll.mean(), equilibria
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Return the loss of a batch with the penalty added."""
+        del batch_idx
+        nll, self._next, equilibria = self.answer(batch)
+        return self.total(nll.mean(), equilibria)
+
+    def on_after_backward(self) -> None:
+        """Remember the batch: not earlier, because a checkpoint written between loss and backward repeats it."""
+        assert self._next is not None
+        self.memory["train"], self._next = self._next, None
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Log the loss and the perplexity of the validation split."""
+        del batch_idx
+        self._evaluate(batch, "val", self.val_ppl)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Log the loss and the perplexity of the test split."""
+        del batch_idx
+        self._evaluate(batch, "test", self.test_ppl)
+
+    def _evaluate(self, batch: Any, split: str, perplexity: Perplexity) -> None:
+        nll, self.memory[split], equilibria = self.answer(batch)
+        perplexity.update(nll)
+        self.log(f"{split}_loss", nll.mean(), sync_dist=True, batch_size=nll.numel())
+        self.log(f"{split}_ppl", perplexity, prog_bar=True, batch_size=nll.numel())
+        self.log_equilibria(equilibria, nll.numel(), prefix=f"{split}_")
+
+    def on_validation_end(self) -> None:
+        """Free the memory."""
+        self.memory.pop("val", None)
+
+    def on_test_end(self) -> None:
+        """Free the memory."""
+        self.memory.pop("test", None)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        """Return a row for each word that continues a text, the solver's figures among them; the text is one stream."""
+        del batch_idx
+        ids, probabilities, columns = zip(*self._continue(batch.tokens), strict=True)
+        vocabulary = getattr(getattr(self.trainer, "datamodule", None), "vocabulary", None)
+        numbers = torch.cat(ids, dim=1)[0].tolist()
+        if vocabulary is not None:
+            self._text = vocabulary.text(batch.tokens[0].tolist() + numbers)
+        words = numbers if vocabulary is None else [vocabulary.words[number] for number in numbers]
+        table: dict[str, Any] = {"word": np.array(words), "probability": torch.cat(probabilities, dim=1)[0]}
+        return table | {name: torch.cat([column[name] for column in columns]) for name in columns[0]}
+
+    def on_predict_end(self) -> None:
+        """Print the text."""
+        if self._text and self.trainer.is_global_zero:
+            print(self._text)
+
+    def _continue(self, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor]]]:
+        """Yield each further word (1, 1), its probability (1, 1) and the solver's figures."""
+        vocabulary: Any = self.net.vocabulary
+        memory = None
+        for _ in range(self.continue_words):
+            output, equilibria = self.net(Segment(tokens, memory))
+            memory = output.memory
+            log_prob = vocabulary.log_prob(output.hidden[:, -1:])[:, 0].float()
+            tokens = self._draw(log_prob)
+            yield tokens, log_prob.gather(1, tokens).exp(), solver_columns(equilibria)
+
+    def _draw(self, log_prob: Tensor) -> Tensor:
+        """Return a known word for each row, (rows, 1)."""
+        known = log_prob.clone()
+        known[:, UNKNOWN] = -torch.inf
+        if self.temperature == 0:
+            return known.argmax(dim=1, keepdim=True)
+        return torch.multinomial((known / self.temperature).softmax(dim=1), 1)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the memory of training, of all processes, as plain tensors."""
+        super().on_save_checkpoint(checkpoint)
+        parts = self.memory.get("train", ())
+        gathered = [cast(Tensor, self.all_gather(part)) for part in parts]  # (processes, streams, ...) of several
+        checkpoint["memory"] = [
+            whole.reshape(-1, *part.shape[1:]).clone() for whole, part in zip(gathered, parts, strict=True)
+        ]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the memory until training starts."""
+        super().on_load_checkpoint(checkpoint)
+        self._saved = checkpoint.get("memory")
+
+    def on_train_start(self) -> None:
+        """Restore the memory of this process's streams."""
+        super().on_train_start()
+        if self._saved:
+            streams = len(self._saved[0]) // self.trainer.world_size
+            own = slice(self.global_rank * streams, (self.global_rank + 1) * streams)
+            self.memory["train"] = Memory(*(part[own].to(self.device) for part in self._saved))
+        self._saved = None
