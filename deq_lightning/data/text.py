@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from torch.utils.data import DataLoader
 
 from deq_lightning.configured import check_at_least
 from deq_lightning.data.base import DataError, SplitError
@@ -145,7 +146,7 @@ class TextDataModule(pl.LightningDataModule, ABC):
     def _layout(self) -> dict[str, int]:
         return {"batch_size": self.batch_size * self._share[1], "segment_length": self.segment_length}
 
-    def predict_dataloader(self) -> list[StreamBatch]:
+    def predict_dataloader(self) -> DataLoader[Any]:
         """Return one stream: the end of a line, and the prompt where there is one."""
         # of samples, which a text has none of
         warnings.filterwarnings("ignore", "Couldn't infer the batch indices")
@@ -159,7 +160,7 @@ class TextDataModule(pl.LightningDataModule, ABC):
                     f"{self.source}."
                 )
         tokens = torch.tensor([ids])
-        return [StreamBatch(tokens, tokens[:, :0], first=True)]
+        return DataLoader([StreamBatch(tokens, tokens[:, :0], first=True)], batch_size=None)  # type: ignore[arg-type]
 
     def state_dict(self) -> dict[str, Any]:
         """Return what tells the vocabulary from any other, and how the training streams are cut."""
