@@ -129,6 +129,31 @@ def make_ppi(
         np.save(folder / f"{split}_labels.npy", draws.integers(0, 2, (sum(sizes), labels)))
 
 
+def make_wikitext(
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str = "wikitext-2",
+    pattern: str = "wiki.{}.tokens",
+    lines: int = 60,
+) -> None:
+    """Write the three files of a corpus under `root/name`: headings, blank lines, sentences of 90 words w0, w1, …
+
+    Word w0 is the most frequent, then w1, and so on; `<unk>` is among them, as in the official files.
+    """
+    del monkeypatch
+    folder = root / name
+    folder.mkdir(parents=True, exist_ok=True)
+    words = [f"w{number}" for number in range(90) for _ in range(180 // (number + 1))]
+    for split, count in {"train": lines, "valid": lines // 3, "test": lines // 3}.items():
+        draws = np.random.default_rng(count)
+        text = " \n = Heading = \n \n" + "".join(
+            f" {' '.join(draws.choice(words, 40))} <unk> . \n" for _ in range(count)
+        )
+        (folder / pattern.format(split)).write_text(
+            text + (" ".join(words) + " \n") * (split == "train"), encoding="utf-8"
+        )
+
+
 # Bright, so that none is the black of the padding.
 CITYSCAPES_COLOURS = np.random.default_rng(0).integers(32, 256, (34, 3), dtype=np.uint8)
 

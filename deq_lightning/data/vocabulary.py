@@ -67,4 +67,4 @@ class Vocabulary:
     def text(self, ids: Iterable[int]) -> str:
         """Return the words with these ids, a line to the `<eos>`."""
         words = ("\n" if number == 1 else self.words[number] for number in ids)
-        return " ".join(words).replace(" \n ", "\n").strip()
+        return " ".join(words).replace(" \n", "\n").replace("\n ", "\n").strip()
