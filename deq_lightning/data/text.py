@@ -1,5 +1,6 @@
 """What the data modules on text share."""
 
+import sys
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -132,13 +133,18 @@ class TextDataModule(pl.LightningDataModule, ABC):
         """Return the segment with which a training epoch begins: not the first where a run resumes in its middle."""
         if self.trainer is None or not self.trainer.training:
             return 0
-        start = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress
+        if progress.is_last_batch:
+            return (
+                sys.maxsize
+            )  # Lightning finishes the epoch that a checkpoint from its end belongs to: no batch is left
+        start = progress.current.ready
         for name, value in self._layout.items() if start > 0 else ():
             if self._resumed.get(name, value) != value:
                 raise DataError(
                     f"a run that stopped in the middle of an epoch continues on the same streams: `{name}` was "
-                    f"{self._resumed[name]} (over all devices), and is {value}. Set it as it was, or resume from the "
-                    "end of an epoch."
+                    f"{self._resumed[name]} (over all devices), and is {value}. Set it as it was, or begin a new run "
+                    "from the weights with `--weights PATH`."
                 )
         return start
 
