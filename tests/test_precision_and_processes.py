@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
+import text_processes
 import torch
 import two_processes
+from fake_data import make_wikitext
 from problems import random, relative_error, tanh
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -36,8 +38,9 @@ every_solver = pytest.mark.parametrize("solver", SOLVERS)
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory) -> dict:
-    """What two processes recorded, with gradients of every strategy."""
+    """What two processes recorded, with gradients of every strategy, and of a language model."""
     folder: Path = tmp_path_factory.mktemp("processes")
+    make_wikitext(folder, pytest.MonkeyPatch())
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -57,7 +60,7 @@ def both(tmp_path_factory) -> dict:
         for process in started:
             process.kill()
     assert statuses == [0, 0], (folder / "errors-0").read_text()[-3000:]
-    return torch.load(folder / "both.pt")
+    return {**torch.load(folder / "both.pt"), "folder": folder}
 
 
 @pytest.mark.parametrize("strategy", two_processes.STRATEGIES)
@@ -70,6 +73,20 @@ def test_two_processes_learn_and_log_what_one_does(strategy, both):
     solved = {"solver_steps", "solver_residual"} if strategy != "Unrolled" else set()
     assert {f"{split}_{name}" for split in ("val", "test") for name in {"loss", "acc"} | solved} == metrics.keys()
     assert shared_metrics == pytest.approx(metrics, rel=1e-5)
+
+
+def test_two_processes_share_the_streams_of_a_text(both):
+    """Weights, memory and perplexities are those of one process, in a resumed run as well, and one writes the ids."""
+    assert (both["folder"] / "wikitext-2/written").read_text() == "once\n"
+    alone = text_processes.train(1, both["folder"])
+    assert len(alone["saved"]) == 2 and all(part.shape[:2] == (8, 5) for part in alone["saved"])
+    for shared in both["text"]:
+        for name, part in alone["weights"].items():
+            assert relative_error(shared["weights"][name], part) < 1e-9
+        for part, own in zip(shared["saved"], alone["saved"], strict=True):
+            assert relative_error(part, own) < 1e-9
+        for name in ("val_loss", "val_ppl", "test_loss", "test_ppl"):
+            assert shared["figures"][name] == pytest.approx(alone["figures"][name], rel=1e-5)
 
 
 # --- bfloat16

@@ -1,12 +1,15 @@
 """Trains a small model with every strategy, alone or as one of several processes.
 
 As a script, with LOCAL_RANK and MASTER_PORT in the environment: python two_processes.py PROCESSES FILE
+It then trains a language model as well, on the text in the current folder.
 """
 
 import os
 import sys
+from pathlib import Path
 
 import pytorch_lightning as pl
+import text_processes
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
@@ -34,14 +37,7 @@ STRATEGIES = {
     "Implicit-after-a-step": lambda: Implicit(pretrain_steps=1),
     "Unrolled": Unrolled,
 }
-QUIET = dict(
-    accelerator="cpu",
-    num_sanity_val_steps=0,
-    logger=False,
-    enable_checkpointing=False,
-    enable_progress_bar=False,
-    enable_model_summary=False,
-)
+QUIET = text_processes.QUIET
 
 
 class Small(ImplicitModel):
@@ -104,5 +100,6 @@ def train(gradient: GradientStrategy, processes: int = 1) -> tuple[Tensor, dict[
 if __name__ == "__main__":
     torch.set_num_threads(1)
     results = {name: train(make(), int(sys.argv[1])) for name, make in STRATEGIES.items()}
+    results["text"] = [text_processes.train(int(sys.argv[1]), Path(), resume) for resume in (False, True)]
     if torch.distributed.get_rank() == 0:
         torch.save(results, sys.argv[2])
