@@ -63,7 +63,7 @@ def train(processes: int, folder: Path, resume: bool = False) -> dict[str, Any]:
         **QUIET,
     )
     trainer.fit(task, datamodule=data, ckpt_path=path if resume else None)
-    validated = dict(trainer.callback_metrics)
+    validated = {name: value.item() for name, value in trainer.callback_metrics.items()}
     (tested,) = trainer.test(task, datamodule=data, verbose=False)
     saved = torch.load(path, weights_only=True)["memory"]
     return {"weights": task.state_dict(), "saved": saved, "figures": validated | tested}
