@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from deq_lightning.models.frozen import VariationalDropout, WeightNormLinear
 
@@ -18,8 +19,8 @@ class Positions:
     No tuple of tensors: a map that is restricted to some of the samples leaves it whole.
 
     Args:
-        keys: (heads, head width, keys + 1) projected codes by falling distance, from that of the last query to the
-            first key down to 0; then a column of zeros.
+        keys: (heads, head width, keys + 1) projected codes over the root of the head width, by falling distance, from
+            that of the last query to the first key down to 0; then a column of zeros.
         future: (queries, keys) whether the key is later than the query.
     """
 
@@ -42,8 +43,8 @@ class RelativeAttention(nn.Module):
     :math:`R_{i-j} = W_r s_{i-j}` is the projection of sinusoids of the distance. The injection is added to queries,
     keys and values. All but its biases are weight-normed.
 
-    It is written out rather than left to `scaled_dot_product_attention`, whose fast kernels can neither be
-    differentiated twice or in forward mode, nor drop the same probabilities at every evaluation.
+    It is written out where anything is differentiated: the fast kernels of `scaled_dot_product_attention` can neither
+    be differentiated twice or in forward mode, nor drop the same probabilities at every evaluation.
 
     Args:
         width: of the states, even, and a multiple of `heads`.
@@ -77,7 +78,8 @@ class RelativeAttention(nn.Module):
     def positions(self, length: int, memory: int) -> Positions:
         """Return what the queries of a segment of `length` after a memory need to know of positions."""
         codes = sinusoids(length + memory, self.width, like=self.content_bias)
-        keys = self.position(self.position_dropout(codes)).unflatten(1, (self.heads, -1)).permute(1, 2, 0)
+        codes = self.position(self.position_dropout(codes)) / math.sqrt(self.width // self.heads)
+        keys = codes.unflatten(1, (self.heads, -1)).permute(1, 2, 0)
         future = torch.ones(length, length + memory, dtype=torch.bool, device=keys.device).triu(memory + 1)
         return Positions(F.pad(keys, (0, 1)), future)
 
@@ -86,21 +88,35 @@ class RelativeAttention(nn.Module):
         own = self.qkv(z) + u.qkv
         q = self._by_head(own[..., : self.width], 1)[0].contiguous()
         k, v = torch.cat([self._by_head(u.memory, 2), self._by_head(own[..., self.width :], 2)], dim=3).flatten(1, 2)
-        probabilities = self.dropout(self._scores(q, k, u.positions).softmax(dim=-1))
-        heads = torch.bmm(probabilities, v).unflatten(0, q.shape[:2])
-        return self.out(heads.permute(1, 2, 0, 3).flatten(2))
+        if self.dropout.active or differentiated(z):
+            heads = torch.bmm(self.dropout(self._scores(q, k, u.positions).softmax(dim=-1)), v)
+        else:
+            bias = self._bias(q, u.positions).masked_fill(u.positions.future, -math.inf)
+            heads = F.scaled_dot_product_attention(self._content(q)[None], k[None], v[None], bias[None])[0]
+        return self.out(heads.unflatten(0, q.shape[:2]).permute(1, 2, 0, 3).flatten(2))
 
     def _by_head(self, x: Tensor, parts: int) -> Tensor:
         """Turn (batch, length, parts·width) to (parts, heads, batch, length, head width)."""
         return x.unflatten(2, (parts, self.heads, -1)).permute(2, 3, 0, 1, 4)
 
+    def _content(self, q: Tensor) -> Tensor:
+        return (q + self.content_bias).flatten(0, 1)
+
+    def _bias(self, q: Tensor, positions: Positions) -> Tensor:
+        """Return the part of the scores that is of distances, (heads·batch, queries, keys)."""
+        by_distance = torch.bmm((q + self.position_bias).flatten(1, 2), positions.keys)
+        return shift(by_distance.unflatten(1, q.shape[1:3])).flatten(0, 1)
+
     def _scores(self, q: Tensor, k: Tensor, positions: Positions) -> Tensor:
         """Return (heads·batch, queries, keys), −∞ where the key is later than the query."""
         scale = 1 / math.sqrt(q.shape[-1])
-        by_distance = torch.bmm((q + self.position_bias).flatten(1, 2), positions.keys).unflatten(1, q.shape[1:3])
-        by_content = (q + self.content_bias).flatten(0, 1), k.transpose(1, 2)
-        scores = torch.baddbmm(shift(by_distance).flatten(0, 1), *by_content, beta=scale, alpha=scale)
+        scores = torch.baddbmm(self._bias(q, positions), self._content(q), k.transpose(1, 2), alpha=scale)
         return scores.masked_fill_(positions.future, -math.inf)
+
+
+def differentiated(x: Tensor) -> bool:
+    """Say whether what is computed of `x` may be differentiated, backward or forward."""
+    return torch.is_grad_enabled() or forward_ad.unpack_dual(x).tangent is not None
 
 
 def sinusoids(count: int, width: int, like: Tensor) -> Tensor:

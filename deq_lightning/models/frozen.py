@@ -78,9 +78,14 @@ class VariationalDropout(Freezable):
         self.keeps_mask = True
         self.mask = None
 
+    @property
+    def active(self) -> bool:
+        """Whether anything is dropped."""
+        return self.training and self.p > 0
+
     def forward(self, x: Tensor) -> Tensor:
         """Zero what the mask drops and scale the rest by 1 / (1 − p)."""
-        if not self.training or self.p == 0:
+        if not self.active:
             return x
         shape = tuple(1 if i in self.shared else length for i, length in enumerate(x.shape))
         mask = self.mask

@@ -151,6 +151,8 @@ def test_the_cell_from_its_definition(norm: str, length: int, past: int) -> None
     states = layer_norm(states) if norm == "pre" else states
     attention = attend(net, states, torch.cat([before.u, words], dim=1), past)
     close(net.attention(states[:, past:], u), attention)
+    with torch.no_grad():  # by the fused kernel
+        close(net.attention(states[:, past:], u), attention)
     x = layer_norm(z + attention)
     inner, outer = net.feed_forward[0], net.feed_forward[3]
     hidden = (x @ inner.normalised_weight().T + inner.bias).clamp(min=0)
