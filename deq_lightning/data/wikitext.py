@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections import Counter
@@ -72,8 +73,9 @@ class WikiText(TextDataModule):
             with tempfile.TemporaryDirectory(dir=folder.parent) as unfinished:
                 self._encode(files, Path(unfinished, folder.name))
                 _move(Path(unfinished, folder.name), folder)
-            for other in folder.parent.glob("*-*"):
-                if other.name.split("-")[0] != folder.name.split("-")[0]:  # of a text that is no longer there
+            for other in folder.parent.iterdir():
+                own = re.fullmatch(r"([0-9a-f]{16})-(all|\d+)", other.name)
+                if own and own[1] != folder.name[:16]:  # of a text that is no longer there
                     shutil.rmtree(other, ignore_errors=True)
         except UnicodeDecodeError as error:
             raise DatasetNotFoundError(f"the text under `{self.root}/` is damaged ({error}). {self._obtain}") from error

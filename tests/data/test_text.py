@@ -166,13 +166,15 @@ def test_ids_are_made_once_and_again_when_the_text_changes(tmp_path: Path, monke
     root, folder = write(tmp_path, "a b \n", test="a \n"), tmp_path / "encoded"
     ready(root), ready(root, vocab_size=3)
     assert len(list(folder.iterdir())) == 2
+    (folder / "not-ours").mkdir()
     written = []
     monkeypatch.setattr(WikiText2, "_encode", lambda self, *args: written.append(super(WikiText2, self)._encode(*args)))
     ready(root), ready(root, vocab_size=3)
     assert written == []
     write(tmp_path, "a b b \n", valid="b \n")
     assert ready(root).texts["train"].tolist() == [3, 2, 2, 1]
-    assert len(written) == len(list(folder.iterdir())) == 1  # those of the old text are gone
+    assert len(written) == 1
+    assert len(list(folder.iterdir())) == 2 and (folder / "not-ours").is_dir()  # those of the old text are gone
     before = (tmp_path / "wiki.test.tokens").stat().st_mtime_ns
     os.utime(tmp_path / "wiki.test.tokens", ns=(before, before + 1))
     ready(root)
