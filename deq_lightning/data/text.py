@@ -137,7 +137,7 @@ class TextDataModule(pl.LightningDataModule, ABC):
         if progress.is_last_batch:
             return (
                 sys.maxsize
-            )  # Lightning finishes the epoch that a checkpoint from its end belongs to: no batch is left
+            )  # Lightning has yet to finish the epoch whose end the checkpoint is from: nothing is left
         start = progress.current.ready
         for name, value in self._layout.items() if start > 0 else ():
             if self._resumed.get(name, value) != value:
