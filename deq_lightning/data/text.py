@@ -135,9 +135,7 @@ class TextDataModule(pl.LightningDataModule, ABC):
             return 0
         progress = self.trainer.fit_loop.epoch_loop.batch_progress
         if progress.is_last_batch:
-            return (
-                sys.maxsize
-            )  # Lightning has yet to finish the epoch whose end the checkpoint is from: nothing is left
+            return sys.maxsize  # resumed from the end of an epoch, which Lightning has yet to finish: nothing is left
         start = progress.current.ready
         for name, value in self._layout.items() if start > 0 else ():
             if self._resumed.get(name, value) != value:
