@@ -43,7 +43,8 @@ def cross_validate(args: Sequence[str], main: Main) -> Any:
     select_on_test = options.select_on_test == "true"
     name = options.run or run_name(cli.config) + ("_folds_selected_on_test" if select_on_test else "_folds")
     folder = Path(cli.config.trainer.default_root_dir or "checkpoints") / name
-    results = _begin(folder, rest, select_on_test)
+    departures = getattr(cli.datamodule, "departures", [])
+    results = _begin(folder, rest, "; ".join([PROTOCOLS[select_on_test], *departures]))
     for fold in range(cli.datamodule.folds):
         if str(fold) not in results["folds"]:
             results["folds"][str(fold)] = _run(main, rest, select_on_test, folder, fold)
@@ -74,9 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _begin(folder: Path, arguments: list[str], select_on_test: bool) -> dict[str, Any]:
+def _begin(folder: Path, arguments: list[str], protocol: str) -> dict[str, Any]:
     """Return the results so far."""
-    new = {"arguments": arguments, "protocol": PROTOCOLS[select_on_test], "folds": {}}
+    new = {"arguments": arguments, "protocol": protocol, "folds": {}}
     path = folder / RESULTS
     if not path.is_file():
         _write(folder, new)

@@ -76,17 +76,18 @@ def test_every_fold_is_a_run_and_an_interruption_changes_nothing(root: Path, cap
 
 
 def test_selecting_on_the_test_fold_is_labelled(root: Path, capsys: pytest.CaptureFixture) -> None:
-    main(["cross_validate", *COMMAND, "--select_on_test"])
+    main(["cross_validate", *COMMAND, "--select_on_test", "--data.double_test_edges", "true"])
     out = capsys.readouterr().out
     found = results("proteins_upg_folds_selected_on_test")
     assert "selected by its own test accuracy" in found["protocol"] and found["protocol"] in out
+    assert found["protocol"].endswith("; edges of the test graphs count twice")
     assert "not comparable: the model is selected on the test graphs" in out
     for fold in found["folds"].values():
         assert fold["val"] == fold["test"]  # they are the same graphs
 
 
 def test_another_command_does_not_continue(root: Path, capsys: pytest.CaptureFixture) -> None:
-    cross_validation._begin(Path("checkpoints/mine"), ["--config", "cox2_upg"], select_on_test=False)
+    cross_validation._begin(Path("checkpoints/mine"), ["--config", "cox2_upg"], cross_validation.PROTOCOLS[False])
     with pytest.raises(SystemExit) as exit_:
         main(["cross_validate", *COMMAND, "--run", "mine"])
     assert exit_.value.code == 2

@@ -39,6 +39,7 @@ def assert_equal(a: Any, b: Any) -> None:
         pytest.param(
             [
                 *("--gradient", "Implicit", "--gradient.adjoint_solver", "Anderson"),
+                *("--gradient.adjoint_solver.max_steps", "6"),
                 *(
                     "--model.lr_scheduler",
                     "torch.optim.lr_scheduler.CosineAnnealingLR",

@@ -14,6 +14,7 @@ from torch_geometric.data import Batch, Data
 
 from deq_lightning import PPI, Chains, KarateClub, TUGraphs
 from deq_lightning.data.base import DataError, DatasetNotFoundError, SplitError
+from deq_lightning.data.graphs import normalised
 from deq_lightning.data.nodes import perron_bound
 
 
@@ -52,7 +53,7 @@ def identity(graph: Data) -> tuple:
 def test_a_collection_is_read_as_it_is_written(root: Path) -> None:
     data = tu(root)
     assert (data.num_features, data.num_classes) == (3, 2)
-    graphs = data._read()
+    graphs = normalised(data._read())
     assert [graph.num_nodes for graph in graphs] == [1, *(2 + number % 4 for number in range(1, 24))]
     assert [int(graph.y) for graph in graphs] == [1 if number % 3 == 0 else 0 for number in range(24)]
     labels = torch.cat([graph.x for graph in graphs])  # without the attributes
@@ -101,6 +102,18 @@ def test_validating_on_the_test_fold_uses_all_others_to_train(root: Path) -> Non
     assert val == test == places(root)[2] and sorted([*train, *test]) == list(range(24))
     assert TUGraphs(validate_on_test=True).departures == ["the model is selected on the test graphs"]
     assert TUGraphs().departures == []
+
+
+def test_edges_of_the_test_graphs_count_twice_where_wanted(root: Path) -> None:
+    plain, double = tu(root), tu(root, double_test_edges=True)
+    for name, factor in {"train_set": 1, "val_set": 1, "test_set": 2}.items():
+        for before, graph in zip(getattr(plain, name), getattr(double, name), strict=True):
+            loops = factor * (dense(before) > 0).float().fill_diagonal_(0) + torch.eye(graph.num_nodes)
+            scale = loops.sum(dim=1).rsqrt()
+            torch.testing.assert_close(dense(graph), scale[:, None] * loops * scale)
+    assert double.departures == ["edges of the test graphs count twice"]
+    both = tu(root, double_test_edges=True, validate_on_test=True)
+    assert both.val_set is both.test_set and len(both.departures) == 2
 
 
 def test_the_loaders_put_graphs_side_by_side(root: Path) -> None:
