@@ -174,19 +174,25 @@ def npg_curve(flags: list[str], epochs: int, *callbacks: pl.Callback) -> Run:
 
 
 def npg(store: dict[str, Run], options: Namespace) -> dict[str, Run]:
-    """Return the curves of NPG by what keeps it stable."""
-    variants: dict[str, Callable[[], Run]] = {
-        "NPG, λ = 1": lambda: npg_curve(["--gradient.damping=1"], options.epochs),
-        "NPG, λ = 0.8": lambda: npg_curve([], options.epochs),
-        "NPG, λ = 1, penalty": lambda: npg_curve(["--gradient.damping=1", *PENALTY], options.epochs),
-        "NPG, λ = 1/ρ": lambda: npg_curve(["--gradient.damping=1"], options.epochs, DampingByRadius()),
+    """Return the curves of NPG by what keeps it stable, with embeddings as configured and at their published scale."""
+    variants: dict[str, tuple[list[str], tuple[pl.Callback, ...]]] = {
+        "λ = 1": ([], ()),
+        "λ = 1, penalty": (PENALTY, ()),
+        "λ = 1/ρ": ([], (DampingByRadius(),)),
     }
     rows = {}
-    for name, make in variants.items():
-        rows[name] = remembered(store, options.json, f"{name}, {options.epochs} epochs", make)
-        last = rows[name]["curve"][-1]
-        radius = last.get("val_spectral_radius", float("nan"))
-        print(f"| {name} | {rows[name]['test_ppl']:.1f} | {last['val_ppl']:.1f} | {radius:.2f} |", flush=True)
+    for scale, flags in {"": [], ", √width": ["--model.net.embedding_scale=8"]}.items():
+        for variant, (more, callbacks) in variants.items():
+            name = f"NPG, {variant}{scale}"
+            typed = ["--gradient.damping=1", *flags, *more]
+            make = partial(npg_curve, typed, options.epochs, *callbacks)
+            rows[name] = run = remembered(store, options.json, f"{name}, {options.epochs} epochs", make)
+            last = run["curve"][-1]
+            print(
+                f"| {name} | {run['test_ppl']:.1f} | {last['val_ppl']:.1f} | {last['val_spectral_radius']:.2f} | ",
+                end="",
+            )
+            print(f"{run['damping']:.2f} |", flush=True)
     return rows
 
 
