@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from deq_lightning.models.frozen import VariationalDropout, WeightNormLinear
+from deq_lightning.models.norms import carries_tangent
 
 
 @dataclass
@@ -116,7 +116,7 @@ class RelativeAttention(nn.Module):
 
 def differentiated(x: Tensor) -> bool:
     """Say whether what is computed of `x` may be differentiated, backward or forward."""
-    return torch.is_grad_enabled() or forward_ad.unpack_dual(x).tangent is not None
+    return torch.is_grad_enabled() or carries_tangent(x)
 
 
 def sinusoids(count: int, width: int, like: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from deq_lightning.models.norms import GroupNorm
+
 conv3x3 = partial(nn.Conv2d, kernel_size=3, padding=1)
 lrelu = partial(nn.LeakyReLU, 0.1)
 
@@ -167,6 +169,6 @@ NETWORKS = {
 
 LATENT_NORMS: dict[str, Callable[[int], nn.Module]] = {
     "batch": partial(nn.BatchNorm2d, affine=False),
-    "group": partial(nn.GroupNorm, 1, affine=False),
+    "group": partial(GroupNorm, 1, affine=False),
     "none": lambda channels: nn.Identity(),
 }

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deq_lightning.models.frozen import VariationalDropout, WeightNormConv2d
+from deq_lightning.models.norms import GroupNorm
 
 States = tuple[Tensor, ...]
 WeightNorm = Literal["blocks", "blocks_and_post", "all"]
@@ -46,7 +47,7 @@ class MultiscaleCell(nn.Module):
         if len(channels) > 1:
             self.fusions.extend(Fusion(i, channels, groups, fusion) for i in range(len(channels)))
             self.post.extend(
-                nn.Sequential(nn.ReLU(), post(c, c, 1, bias=False), nn.GroupNorm(groups // 2, c, affine=post_affine))
+                nn.Sequential(nn.ReLU(), post(c, c, 1, bias=False), GroupNorm(groups // 2, c, affine=post_affine))
                 for c in channels
             )
 
@@ -73,11 +74,11 @@ class ResidualBlock(nn.Module):
         super().__init__()
         hidden = expansion * channels
         self.conv1 = WeightNormConv2d(channels, hidden, 3, padding=1, bias=False)
-        self.norm1 = nn.GroupNorm(groups, hidden)
+        self.norm1 = GroupNorm(groups, hidden)
         self.conv2 = WeightNormConv2d(hidden, channels, 3, padding=1, bias=False)
         self.dropout = VariationalDropout(dropout, shared=(2, 3))
-        self.norm2 = nn.GroupNorm(groups, channels)
-        self.norm3 = nn.GroupNorm(groups, channels)
+        self.norm2 = GroupNorm(groups, channels)
+        self.norm3 = GroupNorm(groups, channels)
 
     def forward(self, z: Tensor, u: Tensor | None) -> Tensor:
         """Return the block's output; the injection is added after dropout and before the second norm."""
@@ -197,12 +198,12 @@ def make_stem(in_channels: int, channels: Sequence[int], downsample: int) -> nn.
 
 def _up(coarse: int, fine: int, groups: int, conv: type[nn.Conv2d]) -> nn.Sequential:
     """Make the layers before the upsampling, which is done where the target's size is known."""
-    return nn.Sequential(conv(coarse, fine, 1, bias=False), nn.GroupNorm(groups, fine))
+    return nn.Sequential(conv(coarse, fine, 1, bias=False), GroupNorm(groups, fine))
 
 
 def _down(fine: int, coarse: int, halvings: int, groups: int, conv: type[nn.Conv2d]) -> nn.Sequential:
     layers: list[nn.Module] = []
     for _ in range(halvings - 1):
-        layers += [conv(fine, fine, 3, 2, 1, bias=False), nn.GroupNorm(groups, fine), nn.ReLU()]
-    layers += [conv(fine, coarse, 3, 2, 1, bias=False), nn.GroupNorm(groups, coarse)]
+        layers += [conv(fine, fine, 3, 2, 1, bias=False), GroupNorm(groups, fine), nn.ReLU()]
+    layers += [conv(fine, coarse, 3, 2, 1, bias=False), GroupNorm(groups, coarse)]
     return nn.Sequential(*layers)

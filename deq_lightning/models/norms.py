@@ -1,0 +1,20 @@
+"""Normalisation."""
+
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+
+def carries_tangent(x: Tensor) -> bool:
+    """Say whether `x` is differentiated in forward mode."""
+    return forward_ad.unpack_dual(x).tangent is not None
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation that has a derivative in forward mode in every memory format.
+
+    PyTorch's own (2.11) takes a view there that channels at the end do not allow.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise the groups of every sample."""
+        return super().forward(input.contiguous() if carries_tangent(input) else input)
