@@ -173,27 +173,25 @@ def npg_curve(flags: list[str], epochs: int, *callbacks: pl.Callback) -> Run:
     return {"curve": curve.rows, "damping": cli.model.strategy.damping, **run}
 
 
-def npg(store: dict[str, Run], options: Namespace) -> dict[str, Run]:
-    """Return the curves of NPG by what keeps it stable, with embeddings as configured and at their published scale."""
+def npg(store: dict[str, Run], options: Namespace) -> None:
+    """Train with NPG by what keeps it stable, with embeddings as configured and at their published scale."""
     variants: dict[str, tuple[list[str], tuple[pl.Callback, ...]]] = {
         "λ = 1": ([], ()),
         "λ = 1, penalty": (PENALTY, ()),
         "λ = 1/ρ": ([], (DampingByRadius(),)),
     }
-    rows = {}
     for scale, flags in {"": [], ", √width": ["--model.net.embedding_scale=8"]}.items():
         for variant, (more, callbacks) in variants.items():
             name = f"NPG, {variant}{scale}"
             typed = ["--gradient.damping=1", *flags, *more]
             make = partial(npg_curve, typed, options.epochs, *callbacks)
-            rows[name] = run = remembered(store, options.json, f"{name}, {options.epochs} epochs", make)
+            run = remembered(store, options.json, f"{name}, {options.epochs} epochs", make)
             last = run["curve"][-1]
             print(
                 f"| {name} | {run['test_ppl']:.1f} | {last['val_ppl']:.1f} | {last['val_spectral_radius']:.2f} | ",
                 end="",
             )
             print(f"{run['damping']:.2f} |", flush=True)
-    return rows
 
 
 def draw(curves: dict[str, Run]) -> Figure:
@@ -209,7 +207,7 @@ def draw(curves: dict[str, Run]) -> Figure:
         panel.set_ylabel(f"{label}, validation")
         panel.set_yscale("log")
     if curves:
-        axes[0, 0].legend()
+        axes[0, 1].legend()
     return figure
 
 
@@ -268,10 +266,10 @@ def main() -> None:
     if options.only in (None, "budget"):
         show_budget(remembered(store, options.json, "budget, 21 epochs", partial(budget, 21)))
     if options.only in (None, "npg"):
-        results["npg"] = npg(store, options)
+        npg(store, options)
     if options.wikitext2 and options.only in (None, "wikitext2"):
         results["wikitext2"] = wikitext2(options.wikitext2, options.warm, options.rounds)
-    save(options, results | {"runs": store}, draw(results.get("npg", {})))
+    save(options, results | {"runs": store}, draw({name: run for name, run in store.items() if "curve" in run}))
 
 
 if __name__ == "__main__":
