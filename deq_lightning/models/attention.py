@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deq_lightning.models.differentiation import differentiated
 from deq_lightning.models.frozen import VariationalDropout, WeightNormLinear
-from deq_lightning.models.norms import carries_tangent
 
 
 @dataclass
@@ -112,11 +112,6 @@ class RelativeAttention(nn.Module):
         scale = 1 / math.sqrt(q.shape[-1])
         scores = torch.baddbmm(self._bias(q, positions), self._content(q), k.transpose(1, 2), alpha=scale)
         return scores.masked_fill_(positions.future, -math.inf)
-
-
-def differentiated(x: Tensor) -> bool:
-    """Say whether what is computed of `x` may be differentiated, backward or forward."""
-    return torch.is_grad_enabled() or carries_tangent(x)
 
 
 def sinusoids(count: int, width: int, like: Tensor) -> Tensor:

@@ -1,12 +1,8 @@
 """Normalisation."""
 
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
-
-def carries_tangent(x: Tensor) -> bool:
-    """Say whether `x` is differentiated in forward mode."""
-    return forward_ad.unpack_dual(x).tangent is not None
+from deq_lightning.models.differentiation import carries_tangent
 
 
 class GroupNorm(nn.GroupNorm):

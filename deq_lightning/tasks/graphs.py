@@ -25,16 +25,17 @@ class GraphTask(SupervisedTask):
         optimizer: makes the optimizer from the parameters.
         lr_scheduler: makes the schedule from the optimizer; stepped after every optimizer step. None: constant.
         penalty: a penalty on the Jacobian at the equilibrium, added to the loss in training. None: no such term.
-        compile: whether to compile the cell with `torch.compile`.
+        compile: whether to compile the cell with `torch.compile`, but for its sparse product; slow first steps. Not
+            with `penalty`.
     """
 
     def __init__(
         self,
         net: Network,
-        optimizer: OptimizerCallable,
-        lr_scheduler: LRSchedulerCallable | None,
-        penalty: JacobianPenalty | None,
-        compile: bool,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        penalty: JacobianPenalty | None = None,
+        compile: bool = False,
     ) -> None:
         super().__init__(net, optimizer, lr_scheduler, penalty, compile, channels_last=False)
 
@@ -69,26 +70,15 @@ class GraphClassification(GraphTask):
 
     Args:
         net: the model; maps a batch to logits (graphs, classes).
-        optimizer: makes the optimizer from the parameters.
-        lr_scheduler: makes the schedule from the optimizer; stepped after every optimizer step. None: constant.
-        penalty: a penalty on the Jacobian at the equilibrium, added to the loss in training. None: no such term.
-        compile: whether to compile the cell with `torch.compile`, but for its sparse product; slow first steps. Not
-            with `penalty`.
+        options: those of `GraphTask`, from `optimizer` on.
 
     Raises:
         ValueError: if `penalty` is wanted with `compile` or without an equilibrium.
         CombinationError: from `setup`, if the network is not made for the data.
     """
 
-    def __init__(
-        self,
-        net: Network,
-        optimizer: OptimizerCallable = torch.optim.Adam,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        penalty: JacobianPenalty | None = None,
-        compile: bool = False,
-    ) -> None:
-        super().__init__(net, optimizer, lr_scheduler, penalty, compile)
+    def __init__(self, net: Network, **options: Any) -> None:
+        super().__init__(net, **options)
         self.measure(acc=MulticlassAccuracy(average="micro"))
 
     def counted(self, logits: Tensor, batch: Any, split: str) -> tuple[Tensor, Tensor]:
@@ -115,27 +105,15 @@ class NodeClassification(GraphTask):
         multilabel: whether a node can have several labels. The loss is then the binary cross-entropy, its mean over
             nodes and classes, a label is predicted where the logit is positive, and the figure is the micro-averaged
             F1, over all nodes and classes together.
-        optimizer: makes the optimizer from the parameters.
-        lr_scheduler: makes the schedule from the optimizer; stepped after every optimizer step. None: constant.
-        penalty: a penalty on the Jacobian at the equilibrium, added to the loss in training. None: no such term.
-        compile: whether to compile the cell with `torch.compile`, but for its sparse product; slow first steps. Not
-            with `penalty`.
+        options: those of `GraphTask`, from `optimizer` on.
 
     Raises:
         ValueError: if `penalty` is wanted with `compile` or without an equilibrium.
         CombinationError: from `setup`, if the network is not made for the data.
     """
 
-    def __init__(
-        self,
-        net: Network,
-        multilabel: bool = False,
-        optimizer: OptimizerCallable = torch.optim.Adam,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        penalty: JacobianPenalty | None = None,
-        compile: bool = False,
-    ) -> None:
-        super().__init__(net, optimizer, lr_scheduler, penalty, compile)
+    def __init__(self, net: Network, multilabel: bool = False, **options: Any) -> None:
+        super().__init__(net, **options)
         self.multilabel = multilabel
         if multilabel:
             self.measure(f1=BinaryF1Score())  # of all numbers together, whatever their shape: the micro average
