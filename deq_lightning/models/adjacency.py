@@ -40,7 +40,12 @@ class Adjacency:
 
     def __matmul__(self, x: Tensor) -> Tensor:
         """Multiply with (nodes, width) features, differentiably in these; half precision is widened."""
-        return _Product.apply(x.to(self.edge_weight.dtype), self)
+        return self.add_product(None, x)
+
+    def add_product(self, bias: Tensor | None, x: Tensor) -> Tensor:
+        """Return `bias` + `self @ x`, with a (nodes, width) bias, in one pass over the memory."""
+        dtype = self.edge_weight.dtype
+        return _AddProduct.apply(None if bias is None else bias.to(dtype), x.to(dtype), self)
 
 
 def compressed(indices: Tensor, values: Tensor, size: int) -> Tensor:
@@ -50,8 +55,8 @@ def compressed(indices: Tensor, values: Tensor, size: int) -> Tensor:
         return torch.sparse_coo_tensor(indices, values, (size, size)).coalesce().to_sparse_csr()
 
 
-class _Product(torch.autograd.Function):
-    """The product with a constant sparse matrix; being linear, it is its own derivative in every mode.
+class _AddProduct(torch.autograd.Function):
+    """The product with a constant sparse matrix, added to a bias; being linear, it is its own derivative in every mode.
 
     PyTorch's sparse products have no forward mode, which `NormalCG` and the spectral radius need, and no half precision
     on CPUs. Gathering and adding up messages has both, and is 10 to 40 times slower there (torch 2.15, 20,000 edges and
@@ -59,22 +64,23 @@ class _Product(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(x: Tensor, adjacency: Adjacency) -> Tensor:
+    def forward(bias: Tensor | None, x: Tensor, adjacency: Adjacency) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            return adjacency.matrix @ x
+            return adjacency.matrix @ x if bias is None else torch.addmm(bias, adjacency.matrix, x)
 
     @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor, Adjacency], output: Tensor) -> None:
+    def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor | None, Tensor, Adjacency], output: Tensor) -> None:
         del output
-        ctx.adjacency = inputs[1]  # type: ignore[attr-defined]
+        ctx.adjacency = inputs[2]  # type: ignore[attr-defined]
 
     @staticmethod
-    def backward(ctx: FunctionCtx, g: Tensor) -> tuple[Tensor, None]:
-        return ctx.adjacency.transposed @ g, None  # type: ignore[attr-defined]
+    def backward(ctx: FunctionCtx, g: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        bias, x, _ = ctx.needs_input_grad  # type: ignore[attr-defined]
+        return g if bias else None, ctx.adjacency.transposed @ g if x else None, None  # type: ignore[attr-defined]
 
     @staticmethod
-    def jvp(ctx: FunctionCtx, tangent: Tensor, _: None) -> Tensor:
-        return ctx.adjacency @ tangent  # type: ignore[attr-defined]
+    def jvp(ctx: FunctionCtx, bias_tangent: Tensor | None, tangent: Tensor, _: None) -> Tensor:
+        return ctx.adjacency.add_product(bias_tangent, tangent)  # type: ignore[attr-defined]
 
 
 class GraphBatch(NamedTuple):

@@ -103,7 +103,7 @@ class ImplicitGraphLayer(ImplicitModel):
 
     def cell(self, z: Tensor, u: GraphInjection) -> Tensor:
         """Return φ(W X A + Ω₁ U A)."""
-        return self.activation(F.linear(u.adjacency @ z[0], self.weight)[None] + u.bias)
+        return self.activation(u.adjacency.add_product(u.bias[0], F.linear(z[0], self.weight))[None])
 
     def readout(self, z: Tensor) -> Tensor:
         """Return the states of the nodes."""

@@ -190,6 +190,12 @@ def test_the_sparse_product_in_every_mode() -> None:
     torch.testing.assert_close(adjacency @ x, dense(data).T @ x)
     assert torch.autograd.gradcheck(lambda x: adjacency @ x, x, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(lambda x: (adjacency @ x) ** 2, x, check_fwd_over_rev=True)
+    bias = torch.randn_like(x, requires_grad=True)
+    torch.testing.assert_close(adjacency.add_product(bias, x), bias + dense(data).T @ x)
+    assert torch.autograd.gradcheck(adjacency.add_product, (bias, x), check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(
+        lambda bias, x: adjacency.add_product(bias, x) ** 2, (bias, x), check_fwd_over_rev=True
+    )
     with torch.autocast("cpu", dtype=torch.bfloat16):
         half = adjacency @ x.bfloat16()
     assert half.dtype == torch.float64
