@@ -1,5 +1,6 @@
 """What all data modules share: splits, loaders, and randomness that survives a resume."""
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence, Sized
 from typing import Any, ClassVar, cast
@@ -31,6 +32,11 @@ class DatasetNotFoundError(DataError, FileNotFoundError):
 
 class SplitError(DataError, ValueError):
     """A split does not fit the dataset."""
+
+
+def brief(error: Exception) -> str:
+    """Return the first line of an error, to stand in brackets."""
+    return (str(error).splitlines() or [type(error).__name__])[0].strip(" .:")
 
 
 def derive_seed(*numbers: int) -> int:
@@ -186,6 +192,8 @@ class DataModule(pl.LightningDataModule, ABC):
         if self.num_workers is not None:
             return self.num_workers
         if self.in_memory:
+            # Lightning advises workers for every loader without them; for tensors in memory they only cost time
+            warnings.filterwarnings("ignore", ".*does not have many workers.*")
             return 0
         suggested = suggested_max_num_workers(self.trainer.num_devices if self.trainer else 1)
         return suggested if self.max_workers is None else min(self.max_workers, suggested)

@@ -1,6 +1,5 @@
 """Handwritten digits that come with scikit-learn."""
 
-import warnings
 from typing import ClassVar
 
 import numpy as np
@@ -61,8 +60,6 @@ class Digits(DataModule):
     def setup(self, stage: str | None = None) -> None:
         """Split and normalise the images, whatever the stage."""
         del stage  # all three splits are small
-        # Lightning advises workers for every loader without them; for tensors in memory they only cost time
-        warnings.filterwarnings("ignore", ".*does not have many workers.*")
         images, labels = load_digits(return_X_y=True)
         train, val, test = self._split(labels)
         pixels = torch.as_tensor(images, dtype=torch.float32).reshape(-1, 1, 8, 8) / PIXEL_MAX

@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from deq_lightning.configured import check_at_least
-from deq_lightning.data.base import DataModule, DatasetNotFoundError, SeededDraws, SplitError
+from deq_lightning.data.base import DataModule, DatasetNotFoundError, SeededDraws, SplitError, brief
 
 # statistics of ImageNet's training images, with which all models of its lineage are trained
 MEAN = (0.485, 0.456, 0.406)
@@ -38,12 +38,8 @@ def read_image(path: str | Path, mode: str | None = "RGB") -> Tensor:
             return pil_to_tensor(image if mode is None else image.convert(mode))
     except Exception as error:  # whatever reading a damaged file may raise
         raise DatasetNotFoundError(
-            f"`{path}` cannot be read, it is damaged or cut short ({_brief(error)}). Unpack or copy that file again."
+            f"`{path}` cannot be read, it is damaged or cut short ({brief(error)}). Unpack or copy that file again."
         ) from error
-
-
-def _brief(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].strip(" .")
 
 
 class ImageFiles(DataModule):

@@ -1,9 +1,9 @@
 """What the data modules on graphs share, and the collections of graphs to classify."""
 
-import warnings
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch_geometric.io import read_tu_data
 from torch_geometric.loader import DataLoader
 
 from deq_lightning.configured import check_at_least
-from deq_lightning.data.base import DataError, DataModule, DatasetNotFoundError, SplitError, TrainLoader
+from deq_lightning.data.base import DataError, DataModule, DatasetNotFoundError, SplitError, TrainLoader, brief
 
 
 class GraphTrainLoader(TrainLoader, DataLoader):
@@ -24,7 +24,8 @@ class GraphTrainLoader(TrainLoader, DataLoader):
 class GraphDataModule(DataModule):
     """Base of the data modules on graphs, which are held in memory as `Data` objects of PyTorch Geometric.
 
-    After `setup`, `num_features` and `num_classes` are what a network must be made for.
+    After `setup`, `num_features` and `num_classes` are what a network must be made for, and `perron` is a bound on the
+    Perron-Frobenius eigenvalue of the adjacency of every graph.
 
     Args:
         batch_size: training graphs per step and device, 1 or more.
@@ -41,11 +42,7 @@ class GraphDataModule(DataModule):
     eval_loader = DataLoader
     num_features: int | None = None
     num_classes: int | None = None
-
-    def _loader_options(self) -> dict[str, Any]:
-        # Lightning advises workers for every loader without them; for tensors in memory they only cost time
-        warnings.filterwarnings("ignore", ".*does not have many workers.*")
-        return super()._loader_options()
+    perron: float = 1.0
 
 
 def check_graphs(graphs: Sequence[Data], place: str) -> None:
@@ -110,7 +107,7 @@ class TUGraphs(GraphDataModule):
     Raises:
         ValueError: if an argument is out of its range.
         DatasetNotFoundError: from `prepare_data` and `setup`, if files are missing or damaged.
-        DataError: from `setup`, if a graph has no nodes.
+        DataError: from `setup`, if a graph has no nodes, or numbers in place of a class.
         SplitError: from `setup`, if there are too few graphs of a class.
 
     References:
@@ -212,15 +209,27 @@ class TUGraphs(GraphDataModule):
             ) from error
         graphs = [files[i] for i in range(len(files))]
         check_graphs(graphs, str(self.folder))
+        if graphs[0].y.is_floating_point():
+            raise DataError(
+                f"the graphs of `{self.name}` must have classes, got numbers from "
+                f"`{self.folder / self.name}_graph_attributes.txt`. Move that file away to use their labels."
+            )
         constant = transforms.Constant()
         return [graph if graph.num_features else constant(graph) for graph in graphs]
 
     def _split(self, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the training, validation and test graphs."""
-        fewest = np.bincount(labels).min()
-        if fewest < max(self.folds, 3):
+        fewest = int(np.bincount(labels).min())
+        if fewest < self.folds:
             raise SplitError(
                 f"`folds` must be at most {fewest}, the graphs of the rarest class of `{self.name}`, got {self.folds}."
+            )
+        outside = fewest - math.ceil(fewest / self.folds)
+        if outside < 2 and not self.validate_on_test:
+            raise SplitError(
+                f"outside of a fold there must be 2 graphs of every class, to train and to validate; the rarest class "
+                f"of `{self.name}` has {fewest} graphs, and with {self.folds} folds {outside} outside. Leave it out of "
+                "the files, or type more `--data.folds`."
             )
         folds = StratifiedKFold(self.folds, shuffle=True, random_state=self.seed)
         rest, test = list(folds.split(labels, labels))[self.fold]
@@ -238,8 +247,3 @@ def normalised(graphs: list[Data], weight: float = 1.0) -> list[Data]:
     for graph in graphs:
         graph.edge_weight = torch.full((graph.num_edges,), weight)
     return [norm(graph) for graph in graphs]
-
-
-def brief(error: Exception) -> str:
-    """Return the first line of an error."""
-    return (str(error).splitlines() or [type(error).__name__])[0].strip(" .:")

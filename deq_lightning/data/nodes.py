@@ -1,5 +1,6 @@
 """Graphs whose nodes are classified."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
@@ -9,12 +10,12 @@ import torch
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch_geometric import datasets, transforms
-from torch_geometric.data import Data
+from torch_geometric.data import Data, download_url, extract_zip
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
 
 from deq_lightning.configured import check_at_least
-from deq_lightning.data.base import DataError, DatasetNotFoundError, SplitError
-from deq_lightning.data.graphs import GraphDataModule, brief, check_graphs
+from deq_lightning.data.base import DataError, DatasetNotFoundError, SplitError, brief
+from deq_lightning.data.graphs import GraphDataModule, check_graphs
 
 Normalization = Literal["perron", "gcn", "none"]
 
@@ -168,18 +169,35 @@ def perron_bound(edge_index: Tensor, nodes: int, steps: int = 100) -> float:
     return bound
 
 
+def read_ppi(folder: Path, split: str) -> list[Data]:
+    """Return the graphs of a split, which the four files hold as one graph of numbered nodes, in their order.
+
+    PyTorch Geometric's `PPI` numbers a graph's nodes from the first that has an edge, and unpickles what it finds in
+    the folder.
+    """
+    content = json.loads((folder / f"{split}_graph.json").read_text())
+    ends = torch.tensor([(link["source"], link["target"]) for link in content["links"]], dtype=torch.long)
+    parts = ("feats", "labels", "graph_id")
+    x, y, number = (torch.as_tensor(np.load(folder / f"{split}_{part}.npy")) for part in parts)
+    whole = Data(x=x.float(), y=y.float(), edge_index=ends.view(-1, 2).t())
+    if not content["directed"]:
+        whole.edge_index = torch.cat([whole.edge_index, whole.edge_index.flip(0)], dim=1)
+    whole = transforms.RemoveSelfLoops()(whole.coalesce())
+    return [whole.subgraph(number == one) for one in range(int(number.min()), int(number.max()) + 1)]
+
+
 class PPI(GraphDataModule):
     """24 graphs of proteins and their interactions in human tissues; every node has any of 121 labels.
 
     20 graphs train, 2 validate, 2 test; 50 features. The published model sees A as it is and keeps W small by the
     Perron-Frobenius eigenvalue ρ of each graph. By default every graph comes with A / ρ, so that a graph never seen
-    before cannot make a model ill-posed; to Ω₁ that is a matter of scale.
+    before cannot make a model ill-posed; what Ω₁ is given shrinks with it.
 
     Args:
         root: folder that holds `raw/`, with the files as PyTorch Geometric names them.
         download: whether to fetch what is missing.
         normalization: of the edges' weights: `perron` for A / ρ, `gcn` for D^(-1/2) (A + I) D^(-1/2), `none` for A.
-            For the last a network needs `perron`, the largest ρ of all graphs.
+            For the last a network needs `perron`, the largest ρ of all graphs; the error without it says that number.
         batch_size: training graphs per step and device, 1 or more.
         eval_batch_size: graphs per validation, test or prediction step.
         num_workers: processes that put graphs together; by default 0.
@@ -213,53 +231,58 @@ class PPI(GraphDataModule):
         self.download = download
         self.normalization = normalization
 
+    @property
+    def folder(self) -> Path:
+        """Where the files are."""
+        return Path(self.root) / "raw"
+
     def prepare_data(self) -> None:
-        """Download what is missing if allowed, and turn the files into graphs once."""
-        parts = ("feats.npy", "graph_id.npy", "graph.json", "labels.npy")
-        paths = [Path(self.root, "raw", f"{split}_{part}") for split in ("train", "valid", "test") for part in parts]
-        missing = [path for path in paths if not path.is_file()]
-        if missing and not self.download:
+        """Download what is missing if allowed."""
+        missing = self._missing()
+        if not missing:
+            return
+        if not self.download:
             raise DatasetNotFoundError(
                 f"`PPI` was not found under `{self.root}/` (expected `{missing[0]}`). "
                 "Type `--data.download true` to fetch it, or `--data.root PATH` to name the folder that holds it."
             )
-        self._load("train")
-
-    def setup(self, stage: str | None = None) -> None:
-        """Read the splits that `stage` needs, or all of them for None."""
-        if stage in ("fit", "validate", None):
-            self.train_set, self.val_set = self._read("train"), self._read("val")
-        if stage in ("test", "predict", None):
-            self.test_set = self._read("test")
-
-    def _load(self, split: str) -> datasets.PPI:
         try:
-            return datasets.PPI(self.root, split)
-        except Exception as error:  # whatever downloading, or reading a damaged file, may raise
+            extract_zip(download_url(datasets.PPI.url, self.root), str(self.folder))
+        except Exception as error:  # whatever a download may raise
             raise DatasetNotFoundError(
-                f"`PPI` under `{self.root}/` is damaged, cut short or could not be downloaded ({brief(error)}). Delete "
-                f"`{self.root}` and type `--data.download true` to fetch it again."
+                f"`PPI` could not be downloaded to `{self.root}/` ({brief(error)}). Check the connection and type the "
+                "command again, or type `--data.root PATH` to name the folder that holds it."
             ) from error
 
+    def _missing(self) -> list[Path]:
+        parts = ("feats.npy", "graph_id.npy", "graph.json", "labels.npy")
+        paths = [self.folder / f"{split}_{part}" for split in ("train", "valid", "test") for part in parts]
+        return [path for path in paths if not path.is_file()]
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the graphs, whatever the stage: what is damaged is found before training and not after it."""
+        del stage
+        if self._missing():
+            self.prepare_data()
+        self.train_set, self.val_set, self.test_set = (self._read(split) for split in ("train", "valid", "test"))
+        if self.normalization == "none":
+            graphs = [*self.train_set, *self.val_set, *self.test_set]
+            self.perron = max(perron_bound(graph.edge_index, graph.num_nodes) for graph in graphs)
+
     def _read(self, split: str) -> list[Data]:
-        cache = Path(self.root, "processed", f"{split}.pt")
-        if cache.is_file():
-            self._check_plain(cache)
-        dataset = self._load(split)
-        graphs = [dataset[i] for i in range(len(dataset))]
-        check_graphs(graphs, f"{self.root}/raw")
+        try:
+            graphs = read_ppi(self.folder, split)
+        except Exception as error:  # whatever reading a damaged file may raise
+            raise DatasetNotFoundError(
+                f"the files of `{split}` under `{self.folder}/` are damaged, cut short or not of the same nodes "
+                f"({brief(error)}). Delete `{self.folder}` and type `--data.download true` to fetch it again."
+            ) from error
+        check_graphs(graphs, str(self.folder))
         labels = torch.cat([graph.y for graph in graphs])
         if not ((labels == 0) | (labels == 1)).all():
-            raise DataError(f"the labels under `{self.root}/raw` must be 0 or 1, got {labels.min()} to {labels.max()}.")
+            raise DataError(f"the labels under `{self.folder}` must be 0 or 1, got {labels.min()} to {labels.max()}.")
         self.num_features, self.num_classes = graphs[0].num_features, labels.shape[1]
         return [self._normalised(graph) for graph in graphs]
-
-    def _check_plain(self, cache: Path) -> None:
-        """Refuse what PyTorch Geometric would unpickle."""
-        try:
-            torch.load(cache, weights_only=True)
-        except Exception as error:  # whatever reading a damaged file may raise
-            raise DatasetNotFoundError(f"`{cache}` is damaged or not plain data. Delete `{cache.parent}`.") from error
 
     def _normalised(self, graph: Data) -> Data:
         if self.normalization == "gcn":

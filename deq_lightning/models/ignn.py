@@ -47,7 +47,7 @@ class ImplicitGraphLayer(ImplicitModel):
 
     Shapes:
         A `GraphBatch` to (nodes, width). The state is (1, nodes, width), because nodes interact; every graph has its
-        own residual, stops by itself and keeps its own best iterate.
+        own residual, stops by itself and keeps its own best iterate. An adjoint solve stops for all of them at once.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -73,7 +73,6 @@ class ImplicitGraphLayer(ImplicitModel):
         if not perron > 0:
             raise ValueError(f"`perron` must be above 0, got {perron}.")
         self.radius = kappa / perron
-        self.activation = activation or nn.ReLU()
         self.weight = nn.Parameter(torch.empty(width, width))
         self.omega1 = nn.Parameter(torch.empty(width, in_features))
         if unused_parameters:
@@ -81,6 +80,7 @@ class ImplicitGraphLayer(ImplicitModel):
             self.bias = nn.Parameter(torch.empty(width, 1))
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -1 / math.sqrt(width), 1 / math.sqrt(width))
+        self.activation = activation or nn.ReLU()
         self.project([])
 
     @property
@@ -141,6 +141,7 @@ class IGNN(Network):
     ) -> None:
         super().__init__()
         self.in_features = widths[0]
+        self.perron = perron
         self.layers = nn.ModuleList(
             ImplicitGraphLayer(before, after, kappa, perron, activation, unused_parameters, solver)
             for before, after in pairwise(widths)

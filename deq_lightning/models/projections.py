@@ -32,5 +32,6 @@ def project_rows_to_l1_ball_(weight: Tensor, radius: float) -> None:
     excess = largest.cumsum(dim=1) - radius
     place = torch.arange(1, weight.shape[1] + 1, device=weight.device)
     kept = (largest * place > excess).sum(dim=1, keepdim=True)  # entries that stay away from zero
+    kept = kept.clamp_min(1)  # in a row that is not finite none compares; it stays as it is, for the guard to see
     threshold = (excess.gather(1, kept - 1) / kept).clamp_min(0)
     weight.data.copy_(weight.detach().sign() * (size - threshold).clamp_min(0))

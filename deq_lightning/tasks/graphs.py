@@ -1,7 +1,8 @@
 """Classification of graphs and of their nodes."""
 
+import math
 from abc import abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,9 @@ class GraphTask(SupervisedTask):
             with `penalty`.
     """
 
+    labels: str  # what the task predicts, in words
+    network: ClassVar[str]  # one that does
+
     def __init__(
         self,
         net: Network,
@@ -40,9 +44,17 @@ class GraphTask(SupervisedTask):
         super().__init__(net, optimizer, lr_scheduler, penalty, compile, channels_last=False)
 
     def setup(self, stage: str) -> None:
-        """Make sure that the network is made for the data, where both say what for."""
+        """Make sure that task and network are made for the data, where they say what for."""
         super().setup(stage)
         data = getattr(self.trainer, "datamodule", None)
+        graphs = getattr(data, "test_set", None)
+        if graphs is not None and not self.fits(graphs[0]):
+            raise CombinationError(
+                f"`{type(self).__name__}` needs {self.labels}, `{type(data).__name__}` has labels of shape "
+                f"{list(graphs[0].y.shape)} for a graph of {graphs[0].num_nodes} nodes. Type `--model "
+                "GraphClassification` for a class of each graph, `--model NodeClassification` for one of each node, "
+                "with `--model.multilabel true` for several labels of each node."
+            )
         for theirs, ours in {"num_features": "in_features", "num_classes": "num_classes"}.items():
             wanted, got = getattr(data, theirs, None), getattr(self.net, ours, None)
             if wanted is not None and got is not None and wanted != got:
@@ -51,6 +63,17 @@ class GraphTask(SupervisedTask):
                     f"Type `--model.net.{ours} {wanted}`."
                 )
 
+        bound, perron = getattr(data, "perron", 0.0), getattr(self.net, "perron", math.inf)
+        if bound > perron * (1 + 1e-3):  # what is normalised has one of 1, but for rounding
+            raise CombinationError(
+                f"`perron` of the network must be at least the Perron-Frobenius eigenvalue of every graph of "
+                f"`{type(data).__name__}`, {bound:.4f}, got {perron}. Type `--model.net.perron {math.ceil(bound)}`."
+            )
+
+    @abstractmethod
+    def fits(self, graph: Any) -> bool:
+        """Return whether a graph has `labels`."""
+
     @abstractmethod
     def counted(self, logits: Tensor, batch: Any, split: str) -> tuple[Tensor, Tensor]:
         """Return the logits and labels that count in a split."""
@@ -58,6 +81,12 @@ class GraphTask(SupervisedTask):
     def answer(self, batch: Any, split: str) -> tuple[Tensor, Tensor, list[Equilibrium]]:
         """Return the logits and labels that count."""
         logits, equilibria = self.net(batch)
+        if len(logits) != len(batch.y):
+            raise CombinationError(
+                f"`{type(self.net).__name__}` must predict {self.labels}, {len(batch.y)} in a batch of "
+                f"{batch.num_graphs} graphs with {batch.num_nodes} nodes, got {len(logits)}. Type another "
+                f"`--model.net`, such as `{self.network}`."
+            )
         return *self.counted(logits, batch, split), equilibria
 
 
@@ -74,12 +103,19 @@ class GraphClassification(GraphTask):
 
     Raises:
         ValueError: if `penalty` is wanted with `compile` or without an equilibrium.
-        CombinationError: from `setup`, if the network is not made for the data.
+        CombinationError: from `setup`, if task or network are not made for the data.
     """
+
+    labels = "one class for each graph"
+    network = "IGNNGraphClassifier"
 
     def __init__(self, net: Network, **options: Any) -> None:
         super().__init__(net, **options)
         self.measure(acc=MulticlassAccuracy(average="micro"))
+
+    def fits(self, graph: Any) -> bool:
+        """Return whether a graph has one label."""
+        return graph.y.shape == (1,)
 
     def counted(self, logits: Tensor, batch: Any, split: str) -> tuple[Tensor, Tensor]:
         """Return all of them."""
@@ -109,16 +145,23 @@ class NodeClassification(GraphTask):
 
     Raises:
         ValueError: if `penalty` is wanted with `compile` or without an equilibrium.
-        CombinationError: from `setup`, if the network is not made for the data.
+        CombinationError: from `setup`, if task or network are not made for the data.
     """
+
+    network = "IGNNNodeClassifier"
 
     def __init__(self, net: Network, multilabel: bool = False, **options: Any) -> None:
         super().__init__(net, **options)
         self.multilabel = multilabel
+        self.labels = "0 or 1 for every label of each node" if multilabel else "one class for each node"
         if multilabel:
             self.measure(f1=BinaryF1Score())  # of all numbers together, whatever their shape: the micro average
         else:
             self.measure(acc=MulticlassAccuracy(average="micro"))
+
+    def fits(self, graph: Any) -> bool:
+        """Return whether every node of a graph has a label, or a row of them."""
+        return graph.y.shape[:-1] == (graph.num_nodes,) if self.multilabel else graph.y.shape == (graph.num_nodes,)
 
     def counted(self, logits: Tensor, batch: Any, split: str) -> tuple[Tensor, Tensor]:
         """Return those of the nodes in the split."""

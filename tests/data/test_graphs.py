@@ -1,5 +1,6 @@
 """Graphs from files and generators: folds, splits, weights of edges, and what bad files are told."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -227,6 +228,26 @@ def test_too_few_graphs_of_a_class(root: Path) -> None:
     assert str(error.value) == "`folds` must be at most 8, the graphs of the rarest class of `PROTEINS`, got 9."
 
 
+def test_a_class_must_train_and_validate(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two or three graphs of a class leave one outside of a fold, where both are wanted."""
+    for graphs in (6, 8):
+        make_tu(root, monkeypatch, f"T{graphs}", graphs=graphs)
+        with pytest.raises(
+            SplitError, match=rf"rarest class of `T{graphs}` has {graphs // 3 + graphs % 3 // 2} graphs"
+        ):
+            tu(root, name=f"T{graphs}", folds=2)
+        data = tu(root, name=f"T{graphs}", folds=2, validate_on_test=True)
+        assert len(data.train_set) + len(data.test_set) == graphs
+    for fold in range(3):
+        assert len(tu(root, name="T8", folds=3, fold=fold).val_set) == 2
+
+
+def test_numbers_in_place_of_classes(root: Path) -> None:
+    (root / "COX2/raw/COX2_graph_attributes.txt").write_text("0.5\n" * 30)
+    with pytest.raises(DataError, match=r"must have classes, got numbers from `.*COX2_graph_attributes\.txt`\. Move"):
+        tu(root, name="COX2")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -341,9 +362,36 @@ def test_ppi_is_read_from_the_files(root: Path) -> None:
     np.testing.assert_allclose(torch.cat([graph.x for graph in data.train_set]), features, rtol=1e-6)
     assert [batch.num_graphs for batch in data.train_dataloader()] == [1] * 3
     assert [batch.num_graphs for batch in data.val_dataloader()] == [2]
-    again = PPI(str(root / "PPI"))
-    again.setup("test")
-    assert again.train_set is None and len(again.test_set) == 2
+
+
+def write_ppi(folder: Path, split: str, graph_ids: list[int], links: list[tuple[int, int]], directed: bool) -> None:
+    nodes = [{"id": number} for number in range(len(graph_ids))]
+    content = {"directed": directed, "multigraph": False, "graph": {}, "nodes": nodes}
+    content["links"] = [{"source": source, "target": target} for source, target in links]
+    (folder / f"{split}_graph.json").write_text(json.dumps(content))
+    np.save(folder / f"{split}_graph_id.npy", graph_ids)
+    np.save(folder / f"{split}_feats.npy", np.arange(50.0 * len(graph_ids)).reshape(-1, 50))
+    np.save(folder / f"{split}_labels.npy", np.zeros((len(graph_ids), 121)))
+
+
+@pytest.mark.parametrize("directed", [False, True])
+def test_ppi_with_isolated_nodes_loops_and_no_edges(root: Path, directed: bool) -> None:
+    """The second graph's first node is isolated, the third has no edges at all."""
+    links = [(0, 1), (1, 1), (3, 4), (4, 5), (3, 4)]
+    write_ppi(root / "PPI/raw", "train", [7, 7, 8, 8, 8, 8, 9], links, directed)
+    first, second, third = ready(PPI(str(root / "PPI"), normalization="none")).train_set
+    expected = torch.zeros(4, 4)
+    expected[1, 2] = expected[2, 3] = 1
+    torch.testing.assert_close(dense(second), expected if directed else expected + expected.T)
+    assert dense(first).tolist() == [[0, 1], [0 if directed else 1, 0]]
+    assert (third.num_nodes, third.num_edges) == (1, 0)
+    assert second.x[:, 0].tolist() == [100, 150, 200, 250]
+
+
+def test_the_perron_eigenvalue_of_all_ppi_graphs(root: Path) -> None:
+    """Rings have one of 2."""
+    assert ready(PPI(str(root / "PPI"), normalization="none")).perron == pytest.approx(2, abs=1e-6)
+    assert ready(PPI(str(root / "PPI"))).perron == 1
 
 
 @pytest.mark.parametrize("normalization", ["perron", "gcn"])
@@ -367,9 +415,13 @@ def test_the_bound_on_the_perron_eigenvalue(seed: int) -> None:
 def test_missing_and_damaged_ppi(root: Path, tmp_path: Path) -> None:
     with pytest.raises(DatasetNotFoundError, match=r"`PPI` was not found under .*expected `.*raw/train_feats\.npy`"):
         PPI(str(tmp_path / "nowhere")).prepare_data()
-    (root / "PPI/raw/test_labels.npy").write_bytes(b"cut")
-    with pytest.raises(DatasetNotFoundError, match="damaged, cut short or could not be downloaded"):
-        PPI(str(root / "PPI")).prepare_data()
+    labels = (root / "PPI/raw/test_labels.npy").read_bytes()
+    for damage in (b"cut", labels[:-9], b""):
+        (root / "PPI/raw/test_labels.npy").write_bytes(damage)
+        with pytest.raises(
+            DatasetNotFoundError, match=r"the files of `test` under .* damaged, cut short or not of the"
+        ):
+            PPI(str(root / "PPI")).setup("fit")
     (root / "PPI/raw/test_labels.npy").unlink()
     with pytest.raises(DatasetNotFoundError, match=r"expected `.*raw/test_labels\.npy`"):
         PPI(str(root / "PPI")).prepare_data()
@@ -382,11 +434,26 @@ def test_ppi_labels_outside_the_range(root: Path) -> None:
         ready(PPI(str(root / "PPI")))
 
 
-def test_a_pickle_in_the_cache_is_refused(root: Path) -> None:
+class Trap:
+    """What writes a file as soon as it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
+def test_nothing_in_the_folder_is_unpickled(root: Path) -> None:
+    folder = root / "PPI/processed"
+    folder.mkdir()
+    for name in ("train", "val", "test", "pre_transform", "pre_filter"):
+        torch.save(Trap(root / "sprung"), folder / f"{name}.pt")
     ready(PPI(str(root / "PPI")))
-    torch.save(Path("an object"), root / "PPI/processed/train.pt")
-    with pytest.raises(DatasetNotFoundError, match=r"not plain data\. Delete"):
-        PPI(str(root / "PPI")).setup("fit")
+    np.save(root / "PPI/raw/train_feats.npy", np.array([Trap(root / "sprung")], dtype=object), allow_pickle=True)
+    with pytest.raises(DatasetNotFoundError, match="damaged"):
+        ready(PPI(str(root / "PPI")))
+    assert not (root / "sprung").exists()
 
 
 def test_bad_arguments_of_ppi() -> None:

@@ -258,6 +258,14 @@ def test_the_projection_is_the_nearest_feasible_matrix() -> None:
     torch.testing.assert_close(again, weight, rtol=1e-14, atol=1e-15)
 
 
+def test_rows_that_are_not_finite_stay_so() -> None:
+    """Then the guard sees it; the other rows are projected as ever."""
+    weight = torch.tensor([[math.nan, 1.0], [math.inf, 1.0], [2.0, 0.0]])
+    project_rows_to_l1_ball_(weight, 0.5)
+    assert not weight[:2].isfinite().all(dim=1).any()
+    torch.testing.assert_close(weight[2], torch.tensor([0.5, 0.0]))
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_every_weight_contracts_once_projected(seed: int) -> None:
     """The weighted infinity norm in which it does: |W| has row sums of at most κ / ρ, and A has ρ."""
@@ -459,6 +467,11 @@ def test_copies_and_pickles() -> None:
     model, data = graph_classifier(), Batch.from_data_list(graphs())
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         torch.testing.assert_close(twin(data)[0], model(data)[0])
+
+
+def test_the_activations_own_parameters_are_left_alone() -> None:
+    activation = nn.PReLU(init=0.3)
+    assert layer(activation=activation).activation.weight.item() == pytest.approx(0.3)
 
 
 def test_another_activation() -> None:

@@ -211,6 +211,50 @@ def test_a_network_for_other_data_is_refused(net: Network, data: KarateClub, mes
     assert str(error.value) == message
 
 
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (
+            GraphClassification(small(IGNNGraphClassifier, in_features=34)),
+            r"`GraphClassification` needs one class for each graph, `KarateClub` has labels of shape \[34\] for a "
+            "graph of 34 nodes. Type `--model GraphClassification`",
+        ),
+        (
+            NodeClassification(small(IGNNNodeClassifier, in_features=34, num_classes=4), multilabel=True),
+            "`NodeClassification` needs 0 or 1 for every label of each node, `KarateClub` has",
+        ),
+        (
+            NodeClassification(small(IGNNGraphClassifier, in_features=34, num_classes=4)),
+            "`IGNNGraphClassifier` must predict one class for each node, 34 in a batch of 1 graphs with 34 nodes, got "
+            "1. Type another `--model.net`, such as `IGNNNodeClassifier`.",
+        ),
+    ],
+)
+def test_a_task_for_other_data_is_refused(task: pl.LightningModule, message: str, folder: Path) -> None:
+    with pytest.raises(CombinationError, match=message):
+        fitted(folder, task, KarateClub())
+
+
+def test_adjacency_as_it_is_needs_its_perron_eigenvalue(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_ppi(folder, monkeypatch, features=6, labels=5)
+    sizes = {"in_features": 6, "num_classes": 5, "widths": [8]}
+    data = PPI(str(folder / "PPI"), normalization="none")
+    with pytest.raises(CombinationError, match=r"2\.0000, got 1\.0\. Type `--model\.net\.perron 3?2?`\."):
+        fitted(folder, NodeClassification(small(IGNNSkipNodeClassifier, **sizes), multilabel=True), data)
+    net = small(IGNNSkipNodeClassifier, **sizes, perron=3.0)
+    assert math.isfinite(fitted(folder, NodeClassification(net, multilabel=True), data)["val_loss"])
+
+
+def test_a_run_that_diverges_says_so(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_tu(folder, monkeypatch)
+    with pytest.raises(SystemExit) as exit_:
+        main(["fit", *TINY_TU, "--model.optimizer.lr", "1e30", "--guard.patience", "2"])
+    error = capsys.readouterr().err
+    assert exit_.value.code == 1 and "Traceback" not in error and "the solver diverged on most samples" in error
+
+
 def test_the_rate_falls_at_parts_of_the_run(folder: Path) -> None:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     schedule = StepsToEnd(optimizer, parts=[0.25, 0.5], gamma=0.5)
