@@ -5,25 +5,26 @@ import json
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from deq_lightning.parsing import UsageError
 from deq_lightning.runs import read_checkpoint, run_name
 
 RESULTS = "cross_validation.json"
-PROTOCOLS = {
-    False: "each fold's epoch is selected by a validation part of the other folds",
-    True: "not comparable: each fold's epoch is selected by its own test accuracy, as in most published results",
-}
+OWN_PROTOCOL = "each fold's epoch is selected by a validation part of the other folds"
 Main = Callable[..., Any]  # the command line's own, from arguments to its object
+
+say = rank_zero_only(print)
 
 
 def cross_validate(args: Sequence[str], main: Main) -> Any:
     """Fit and test a fresh model for every fold of the data, and write down each result as soon as it is there.
 
-    The same command again goes on where it was interrupted, within a fold from its last checkpoint.
+    The same settings again go on where they were interrupted, within a fold from its last checkpoint.
 
     Args:
         args: what is typed after `cross_validate`.
@@ -33,24 +34,32 @@ def cross_validate(args: Sequence[str], main: Main) -> Any:
         The command line object of the arguments, built and not run.
 
     Raises:
-        UsageError: if the data has no folds, or the folder holds the results of another command.
+        UsageError: if the data has no folds, nothing would select an epoch, or the folder holds the results of other
+            settings.
     """
     options, rest = _parser().parse_known_args(args)
     cli = main(rest, run=False)  # so that whatever is wrong is said before the first fold
-    if not hasattr(cli.datamodule, "folds"):
-        name = type(cli.datamodule).__name__
-        raise UsageError(f"`cross_validate` needs data that comes in folds, `TUGraphs`, got `{name}`.")
-    select_on_test = options.select_on_test == "true"
-    name = options.run or run_name(cli.config) + ("_folds_selected_on_test" if select_on_test else "_folds")
-    folder = Path(cli.config.trainer.default_root_dir or "checkpoints") / name
-    departures = getattr(cli.datamodule, "departures", [])
-    results = _begin(folder, rest, "; ".join([PROTOCOLS[select_on_test], *departures]))
-    for fold in range(cli.datamodule.folds):
+    data = cli.datamodule
+    if not hasattr(data, "folds"):
+        raise UsageError(f"`cross_validate` needs data that comes in folds, `TUGraphs`, got `{type(data).__name__}`.")
+    _check_selection(cli)
+    data.validate_on_test |= options.select_on_test == "true"
+    data.prepare_data()
+    data.setup("fit")
+
+    parent = Path(cli.config.trainer.default_root_dir or "checkpoints")
+    name = options.run or run_name(cli.config) + ("_folds_selected_on_test" if data.validate_on_test else "_folds")
+    last = f"{cli.config.last_checkpoint.filename}.ckpt"
+    rest += ["--data.validate_on_test", str(data.validate_on_test).lower(), "--test_after_fit", "true"]
+    results = _results_so_far(parent / name / RESULTS, cli)
+    for fold in range(data.folds):
         if str(fold) not in results["folds"]:
-            results["folds"][str(fold)] = _run(main, rest, select_on_test, folder, fold)
-            _write(folder, results)
-    print(_table(results))
-    print(f"results: {folder / RESULTS}")
+            place = _place(parent, f"{name}/fold-{fold}", last)
+            results["folds"][str(fold)] = _run(main, ["fit", *rest, "--data.fold", str(fold), *place])
+            _average(results)
+            _write(parent / name / RESULTS, results)
+    say(_table(results))
+    say(f"results: {parent / name / RESULTS}")
     return cli
 
 
@@ -69,57 +78,102 @@ def _parser() -> argparse.ArgumentParser:
         const="true",
         default="false",
         help="Select each fold's epoch by its test accuracy, after training on all other folds, as published results "
-        "were; not for results of your own.",
+        "were (`--data.validate_on_test true`); not for results of your own.",
     )
     parser.add_argument("--run", help="Name of the folder. By default that of the config with `_folds` after it.")
     return parser
 
 
-def _begin(folder: Path, arguments: list[str], protocol: str) -> dict[str, Any]:
-    """Return the results so far."""
-    new = {"arguments": arguments, "protocol": protocol, "folds": {}}
-    path = folder / RESULTS
+def _check_selection(cli: Any) -> None:
+    """Make sure that every fold ends with a checkpoint that was selected."""
+    monitor = str(cli.config.best_checkpoint.monitor)
+    if not monitor.startswith("val_"):
+        raise UsageError(
+            f"`best_checkpoint.monitor` must be a figure of the validation, such as val_acc, got {monitor}."
+        )
+    for key in ("enable_checkpointing", "fast_dev_run"):
+        if cli.config.trainer[key] == (key == "fast_dev_run"):
+            raise UsageError(
+                f"`cross_validate` tests the best checkpoint of each fold, and with `--trainer.{key} "
+                f"{str(cli.config.trainer[key]).lower()}` there is none. Leave that out."
+            )
+
+
+def _results_so_far(path: Path, cli: Any) -> dict[str, Any]:
+    """Return the results of the folds that are done, with the settings that they are of."""
+    departures = [departure for part in (cli.datamodule, cli.model) for departure in getattr(part, "departures", [])]
+    protocol = f"not comparable: {'; '.join(departures)}" if departures else OWN_PROTOCOL
+    new = {"protocol": protocol, "settings": json.loads(cli.parser.dump(cli.config, format="json")), "folds": {}}
     if not path.is_file():
-        _write(folder, new)
         return new
-    found = json.loads(path.read_text())
-    if any(found[key] != new[key] for key in ("arguments", "protocol")):
-        typed = " ".join(found["arguments"])
-        raise UsageError(f"`{folder}` holds the folds of another command (`{typed}`). Type `--run NAME` for a new one.")
+    found: dict[str, Any] = json.loads(path.read_text())
+    typed, theirs = ({"protocol": one["protocol"]} | one["settings"] for one in (new, found))
+    difference = _difference(theirs, typed)
+    if difference:
+        raise UsageError(
+            f"`{path.parent}` holds the folds of other settings: {difference}. Type `--run NAME` for new ones."
+        )
     return found
 
 
-def _write(folder: Path, results: dict[str, Any]) -> None:
-    """Write the results with their mean and standard deviation, all or nothing."""
-    folder.mkdir(parents=True, exist_ok=True)
-    values = [fold["test"] for fold in results["folds"].values()]
-    if values:
+def _difference(theirs: dict[str, Any], typed: dict[str, Any]) -> str | None:
+    """Say the first thing that differs between two trees of settings."""
+    one, other = dict(_leaves(theirs)), dict(_leaves(typed))
+    for key in [*one, *other]:
+        if key != "config" and one.get(key) != other.get(key):
+            return f"there `{key}` is {one.get(key)}, here {other.get(key)}"
+    return None
+
+
+def _average(results: dict[str, Any]) -> None:
+    """Put the means and standard deviations beside the folds."""
+    folds = list(results["folds"].values())
+    for figure in folds[0]["test"]:
+        values = [fold["test"][figure] for fold in folds]
         # Of the folds themselves, divided by their number, as NumPy does and most published deviations.
-        results |= {"mean": statistics.fmean(values), "std": statistics.pstdev(values)}
-    draft = folder / f"{RESULTS}.part"
+        results[figure] = {"mean": statistics.fmean(values), "std": statistics.pstdev(values)}
+
+
+def _leaves(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every setting with its dotted name."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{above}{key}.")
+        else:
+            yield above + key, value
+
+
+@rank_zero_only
+def _write(path: Path, results: dict[str, Any]) -> None:
+    """Write the results, all or nothing."""
+    draft = path.with_name(f"{path.name}.part")
     draft.write_text(json.dumps(results, indent=2) + "\n")
-    draft.replace(folder / RESULTS)
+    draft.replace(path)
 
 
-def _run(main: Main, rest: list[str], select_on_test: bool, folder: Path, fold: int) -> dict[str, Any]:
-    """Fit one fold, from its last checkpoint if there is one, and return its results."""
-    own = folder / f"fold-{fold}"
-    arguments = ["fit", *rest, "--data.fold", str(fold), "--test_after_fit", "true"]
-    if select_on_test:
-        arguments += ["--data.validate_on_test", "true"]
-    if (own / "last.ckpt").is_file():
-        arguments += ["--ckpt_path", str(own / "last.ckpt")]
-    else:
-        shutil.rmtree(own, ignore_errors=True)  # of a run that did not come to its first checkpoint
-        arguments += ["--run", f"{folder.name}/{own.name}"]
+def _place(parent: Path, name: str, last: str) -> list[str]:
+    """Return the arguments that begin a fold, or go on from its last checkpoint."""
+    own = parent / name
+    if (own / last).is_file():
+        return ["--ckpt_path", str(own / last)]
+    if not any(own.glob("*.ckpt")):
+        rank_zero_only(shutil.rmtree)(own, ignore_errors=True)  # of a run that did not come to its first checkpoint
+    return ["--run", name]
+
+
+def _run(main: Main, arguments: list[str]) -> dict[str, Any]:
+    """Fit one fold and return its results; what was done before an interruption is not in the time."""
     began = time.monotonic()
     cli = main(arguments)
-    (best,) = [callback for callback in cli.trainer.checkpoint_callbacks if callback.monitor]
-    figure = best.monitor.removeprefix("val_")
+    best = cli.config_init.fit.best_checkpoint
+    if best.best_model_score is None:
+        raise UsageError("a fold ended without a validation, and nothing selected its epoch. Train for longer.")
     return {
-        "figure": figure,
+        "monitor": best.monitor,
         "val": best.best_model_score.item(),
-        "test": cli.trainer.callback_metrics[f"test_{figure}"].item(),
+        "test": {
+            name: value.item() for name, value in cli.trainer.callback_metrics.items() if name.startswith("test_")
+        },
         "epoch": read_checkpoint(best.best_model_path)["epoch"],
         "seconds": round(time.monotonic() - began, 1),
     }
@@ -128,8 +182,15 @@ def _run(main: Main, rest: list[str], select_on_test: bool, folder: Path, fold: 
 def _table(results: dict[str, Any]) -> str:
     """Return the results as text."""
     folds = results["folds"]
-    figure = next(iter(folds.values()))["figure"]
-    lines = [results["protocol"], f"{'fold':>4}  {'val_' + figure:>8}  {'test_' + figure:>8}  epoch  seconds"]
+    first = next(iter(folds.values()))
+    names = [first["monitor"], *first["test"]]
+    widths = [max(8, len(name)) for name in names]
+    heads = [f"{name:>{width}}" for name, width in zip(names, widths, strict=True)]
+    lines = [results["protocol"], "  ".join(["fold", *heads, "epoch", "seconds"])]
     for number, fold in folds.items():
-        lines.append(f"{number:>4}  {fold['val']:8.4f}  {fold['test']:8.4f}  {fold['epoch']:5}  {fold['seconds']:7.1f}")
-    return "\n".join([*lines, f"test_{figure} {results['mean']:.4f} ± {results['std']:.4f} over {len(folds)} folds"])
+        values = [fold["val"], *fold["test"].values()]
+        cells = [f"{value:{width}.4g}" for value, width in zip(values, widths, strict=True)]
+        lines.append("  ".join([f"{number:>4}", *cells, f"{fold['epoch']:5}", f"{fold['seconds']:7.1f}"]))
+    for name in first["test"]:
+        lines.append(f"{name} {results[name]['mean']:.4f} ± {results[name]['std']:.4f} over {len(folds)} folds")
+    return "\n".join(lines)
