@@ -131,6 +131,9 @@ def load_weights(module: nn.Module, path: str | Path) -> str:
 class SaveConfig(SaveConfigCallback):
     """Writes the config of a run into its folder, so that the folder alone can be tested or continued.
 
+    With the first training batch, which is before the first checkpoint: what is refused until then leaves the config
+    of an earlier run as it was.
+
     Args:
         parser: writes it.
         config: the config with what the folder's layout put in; not used.
@@ -148,10 +151,22 @@ class SaveConfig(SaveConfigCallback):
         super().__init__(parser, typed or config, save_to_log_dir=False)
         self.folder = folder
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Do nothing: it is too early."""
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Write it once."""
+        del batch, batch_idx
+        if trainer.is_global_zero and not self.already_saved:
+            self.save_config(trainer, pl_module, "fit")
+            self.already_saved = True
+
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Write it when training starts."""
-        del trainer, pl_module
-        if stage == "fit" and self.folder is not None:
+        """Write it."""
+        del trainer, pl_module, stage
+        if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             # By position: the third argument, whether to leave out None, has another name in every other release.
             (self.folder / CONFIG).write_text(self.parser.dump(self.config, "yaml", False))

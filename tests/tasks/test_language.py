@@ -382,3 +382,14 @@ def test_a_run_continues_in_the_middle_of_an_epoch_and_then_a_text(
     with pytest.raises(SystemExit, match="2"):
         main([*predict[:-1], "zebra zebra"])
     assert "error: no word of the prompt 'zebra zebra' is in the vocabulary." in capsys.readouterr().err
+
+
+def test_a_refused_continuation_leaves_the_config(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["fit", *SMALL, "--last_checkpoint.every_n_train_steps", "4", "--run", "whole"])
+    config, path = Path("checkpoints/whole/config.yaml"), "checkpoints/whole/last.ckpt"
+    before = config.read_text()
+    for refused in (["--data.batch_size", "8"], ["--data.vocab_size", "50"]):
+        with pytest.raises(SystemExit, match="2"):
+            main(["fit", "--ckpt_path", path, *refused])
+        assert config.read_text() == before
+    assert main(["fit", "--ckpt_path", path]).trainer.global_step == 6
