@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from deq_lightning.configured import check_at_least
 from deq_lightning.data.base import DataError, SplitError
 from deq_lightning.data.streams import StreamBatch, StreamLoader
-from deq_lightning.data.vocabulary import Vocabulary
+from deq_lightning.data.vocabulary import END_ID, SPECIAL, Vocabulary
 
 SPLITS = ("train", "val", "test")
 
@@ -92,7 +92,7 @@ class TextDataModule(pl.LightningDataModule, ABC):
     def _check(self, split: str) -> None:
         """Make sure that a split has known words, and streams that hold a segment and the word after it."""
         text, (_, processes) = self.texts[split], self._share
-        if not any((text[start : start + 100_000] > 1).any() for start in range(0, len(text), 100_000)):
+        if not any((text[start : start + 100_000] >= len(SPECIAL)).any() for start in range(0, len(text), 100_000)):
             raise DataError(
                 f"no word of the {split} split of `{type(self).__name__}` is in the vocabulary, which has the words of "
                 "the train split. Are all of one text, and not empty?"
@@ -155,10 +155,10 @@ class TextDataModule(pl.LightningDataModule, ABC):
         # of samples, which a text has none of
         warnings.filterwarnings("ignore", "Couldn't infer the batch indices")
         assert self.vocabulary is not None
-        ids = [1]
+        ids = [END_ID]
         if self.prompt is not None:
             ids += self.vocabulary.encode([self.words(self.prompt)])[:-1].tolist()
-            if not any(number > 1 for number in ids):
+            if not any(number >= len(SPECIAL) for number in ids):
                 raise DataError(
                     f"no word of the prompt {self.prompt!r} is in the vocabulary. Type `--data.prompt` with words of "
                     f"{self.source}."

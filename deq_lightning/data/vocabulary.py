@@ -10,7 +10,8 @@ import numpy as np
 
 from deq_lightning.data.base import DataError
 
-UNKNOWN, END = "<unk>", "<eos>"  # ids 0 and 1
+SPECIAL = ("<unk>", "<eos>")
+UNKNOWN_ID, END_ID = range(len(SPECIAL))
 
 
 class Vocabulary:
@@ -30,8 +31,8 @@ class Vocabulary:
         Raises:
             DataError: if there are fewer, or none.
         """
-        others = [word for word, _ in counts.most_common() if word not in (UNKNOWN, END)]
-        largest = len(others) + 2
+        others = [word for word, _ in counts.most_common() if word not in SPECIAL]
+        largest = len(SPECIAL) + len(others)
         if not others:
             raise DataError("the train split has no words. Name a text that has some.")
         if size is not None and size > largest:
@@ -39,7 +40,7 @@ class Vocabulary:
                 f"`vocab_size` must be at most {largest}, the words of the train split, got {size}. "
                 f"Type `--data.vocab_size {largest} --model.net.vocab_size {largest}`."
             )
-        return cls([UNKNOWN, END, *others][:size])
+        return cls([*SPECIAL, *others][:size])
 
     def __len__(self) -> int:
         return len(self.words)
@@ -59,12 +60,12 @@ class Vocabulary:
         numbers = self.ids
 
         def ids_of(line: Sequence[str]) -> Iterator[int]:
-            yield from (numbers.get(word, 0) for word in line)
-            yield 1
+            yield from (numbers.get(word, UNKNOWN_ID) for word in line)
+            yield END_ID
 
         return np.fromiter(chain.from_iterable(map(ids_of, lines)), dtype=np.int32)
 
     def text(self, ids: Iterable[int]) -> str:
         """Return the words with these ids, a line to the `<eos>`."""
-        words = ("\n" if number == 1 else self.words[number] for number in ids)
+        words = ("\n" if number == END_ID else self.words[number] for number in ids)
         return " ".join(words).replace(" \n", "\n").replace("\n ", "\n").strip()

@@ -16,7 +16,7 @@ from deq_lightning.models import Equilibrium, Network
 from deq_lightning.models.transformer import Memory, Segment
 from deq_lightning.tasks.base import ImplicitTask, solver_columns
 
-UNKNOWN = 0  # the id of the word that stands for all others
+UNKNOWN_ID = 0  # in every vocabulary, of the word that stands for all others
 
 
 class Perplexity(MeanMetric):
@@ -176,7 +176,7 @@ class LanguageModeling(ImplicitTask):
     def _draw(self, log_prob: Tensor) -> Tensor:
         """Return a known word for each row, (rows, 1)."""
         known = log_prob.clone()
-        known[:, UNKNOWN] = -torch.inf
+        known[:, UNKNOWN_ID] = -torch.inf
         if self.temperature == 0:
             return known.argmax(dim=1, keepdim=True)
         return torch.multinomial((known / self.temperature).softmax(dim=1), 1)

@@ -25,7 +25,10 @@ from deq_lightning import (
 from deq_lightning.cli import main
 from deq_lightning.configured import CombinationError
 from deq_lightning.data import DataError
+from deq_lightning.data.vocabulary import SPECIAL
+from deq_lightning.data.vocabulary import UNKNOWN_ID as UNKNOWN_IN_DATA
 from deq_lightning.models.transformer import Segment
+from deq_lightning.tasks.language import UNKNOWN_ID
 
 WORDS, STREAMS, LENGTH = 60, 16, 57  # 7 steps an epoch, the last one on 57 words as well
 
@@ -323,6 +326,10 @@ def test_predict_takes_the_most_probable_words_at_temperature_zero(capsys: pytes
     assert len(table["solver_steps"]) == len(table["solver_residual"]) == 5
     assert docs.vocabulary.text(tokens[0].tolist() + ids) in capsys.readouterr().out
     assert tokens[0].tolist() == [1, *(words.index(word) for word in ("ab", "ad")), 0, words.index("ac")]
+
+
+def test_task_and_data_have_the_same_unknown() -> None:
+    assert UNKNOWN_ID == UNKNOWN_IN_DATA == SPECIAL.index("<unk>")
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 5.0])
