@@ -52,8 +52,10 @@ class LanguageModeling(ImplicitTask):
 
     Raises:
         ValueError: if an argument is out of its range, or `penalty` is wanted with `compile` or without an equilibrium.
-        CombinationError: from `setup`, if the network is not made for the vocabulary of the data.
+        CombinationError: from `setup`, if the network or the data has no vocabulary, or not the same number of words.
     """
+
+    net: Any  # with a `vocabulary`
 
     def __init__(
         self,
@@ -81,13 +83,34 @@ class LanguageModeling(ImplicitTask):
         super().setup(stage)
         # Lightning would say that of the task's and the data's hook it takes the task's, which is the only one.
         warnings.filterwarnings("ignore", "You have overridden `on_after_batch_transfer`")
-        data, words = getattr(self.trainer, "datamodule", None), getattr(self.net, "vocab_size", None)
-        vocabulary = getattr(data, "vocabulary", None)
-        if vocabulary is not None and words is not None and len(vocabulary) != words:
+        if not hasattr(self.net, "vocabulary"):
             raise CombinationError(
-                f"`vocab_size` of the network must be {len(vocabulary)}, the words of `{type(data).__name__}`, got "
-                f"{words}. Type `--model.net.vocab_size {len(vocabulary)}` or `--data.vocab_size {words}`."
+                f"`LanguageModeling` needs a network of words, `DEQTransformer`, got `{type(self.net).__name__}`. Type "
+                "`--model.net DEQTransformer`."
             )
+        if self._data is not None:
+            self._check_words(self._data)
+
+    def _check_words(self, data: Any) -> None:
+        """Make sure that the data is of as many words as the network."""
+        name, words = type(data).__name__, self.net.vocabulary.vocab_size
+        if not hasattr(data, "vocabulary"):
+            raise CombinationError(
+                f"`LanguageModeling` needs a text, `PythonDocs`, `WikiText2` or `WikiText103`, got `{name}`. Type "
+                "`--data PythonDocs`."
+            )
+        size = len(data.vocabulary)
+        if size != words:
+            fewer = f" or `--data.vocab_size {words}`" if 3 <= words < size else ""
+            raise CombinationError(
+                f"`vocab_size` of the network must be {size}, the words of `{name}`, got {words}. Type "
+                f"`--model.net.vocab_size {size}`{fewer}."
+            )
+
+    @property
+    def _data(self) -> Any:
+        """The text; None where there are loaders alone, or no trainer."""
+        return getattr(self._trainer, "datamodule", None)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Give the batch the memory of what came before in its split, if anything did."""
@@ -101,8 +124,7 @@ class LanguageModeling(ImplicitTask):
     def answer(self, batch: Any) -> tuple[Tensor, Memory, list[Equilibrium]]:
         """Return −log p (streams, length) of the targets, the memory for the next segment, and the equilibria."""
         output, equilibria = self.net(Segment(batch.tokens, batch.memory))
-        vocabulary: Any = self.net.vocabulary
-        return vocabulary.nll(output.hidden, batch.targets), output.memory, equilibria
+        return self.net.vocabulary.nll(output.hidden, batch.targets), output.memory, equilibria
 
     def loss(self, batch: Any) -> tuple[Tensor, list[Equilibrium]]:
         """Return the mean of −log p over the words of a batch."""
@@ -149,7 +171,7 @@ class LanguageModeling(ImplicitTask):
         """Return a row for each word that continues a text, the solver's figures among them; the text is one stream."""
         del batch_idx
         ids, probabilities, columns = zip(*self._continue(batch.tokens), strict=True)
-        vocabulary = getattr(getattr(self.trainer, "datamodule", None), "vocabulary", None)
+        vocabulary = None if self._data is None else self._data.vocabulary
         numbers = torch.cat(ids, dim=1)[0].tolist()
         if vocabulary is not None:
             self._text = vocabulary.text(batch.tokens[0].tolist() + numbers)
@@ -164,12 +186,11 @@ class LanguageModeling(ImplicitTask):
 
     def _continue(self, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor]]]:
         """Yield each further word (1, 1), its probability (1, 1) and the solver's figures."""
-        vocabulary: Any = self.net.vocabulary
         memory = None
         for _ in range(self.continue_words):
             output, equilibria = self.net(Segment(tokens, memory))
             memory = output.memory
-            log_prob = vocabulary.log_prob(output.hidden[:, -1:])[:, 0].float()
+            log_prob = self.net.vocabulary.log_prob(output.hidden[:, -1:])[:, 0].float()
             tokens = self._draw(log_prob)
             yield tokens, log_prob.gather(1, tokens).exp(), solver_columns(equilibria)
 

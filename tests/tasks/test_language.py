@@ -13,9 +13,11 @@ from conftest import QUIET
 from test_resume import assert_equal
 
 from deq_lightning import (
+    MDEQ,
     UPG,
     Anderson,
     DEQTransformer,
+    Digits,
     EquilibriumMonitor,
     JacobianPenalty,
     LanguageModeling,
@@ -272,12 +274,26 @@ def test_other_streams_do_not_continue_in_the_middle_of_an_epoch(tmp_path: Path)
 # --- what does not fit
 
 
-def test_the_network_must_have_the_words_of_the_data() -> None:
-    with pytest.raises(
-        CombinationError,
-        match=r"must be 60, the words of `PythonDocs`, got 99. Type `--model.net.vocab_size 60` or `--d",
-    ):
-        trainer().validate(task(99), datamodule=data())
+@pytest.mark.parametrize(
+    ("words", "flags"),
+    [
+        (99, "`--model.net.vocab_size 60`"),  # whether the text has as many is not known
+        (40, "`--model.net.vocab_size 60` or `--data.vocab_size 40`"),
+    ],
+)
+def test_the_network_must_have_the_words_of_the_data(words: int, flags: str) -> None:
+    with pytest.raises(CombinationError) as refused:
+        trainer().validate(task(words), datamodule=data())
+    assert str(refused.value) == (
+        f"`vocab_size` of the network must be 60, the words of `PythonDocs`, got {words}. Type {flags}."
+    )
+
+
+def test_networks_and_data_without_words() -> None:
+    with pytest.raises(CombinationError, match=r"needs a network of words, .* got `MDEQ`. Type `--model.net DEQTr"):
+        trainer().validate(LanguageModeling(MDEQ()), datamodule=data())
+    with pytest.raises(CombinationError, match=r"needs a text, .* got `Digits`. Type `--data PythonDocs`"):
+        trainer().validate(task(), datamodule=Digits())
 
 
 def test_a_checkpoint_of_other_words_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
