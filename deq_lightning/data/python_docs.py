@@ -33,8 +33,8 @@ class PythonDocs(TextDataModule):
         ValueError: if an argument is out of its range.
         DatasetNotFoundError: from `prepare_data` and `setup`, if this Python comes without its documentation.
         SplitError: from `setup`, if a split is too short for its streams and segments.
-        DataError: from `setup`, if no word of the prompt is in the vocabulary, or the vocabulary is not that of the
-            checkpoint.
+        DataError: from `predict_dataloader`, if no word of the prompt is in the vocabulary; from `check_vocabulary`, if
+            the vocabulary is not that of the checkpoint.
     """
 
     remedy = "Use that version of Python and that `--data.vocab_size`, or train again."

@@ -39,8 +39,8 @@ class TextDataModule(pl.LightningDataModule, ABC):
     Raises:
         ValueError: if an argument is out of its range.
         SplitError: from `setup`, if a split is too short for its streams and segments.
-        DataError: from `setup`, if no word of a split or of the prompt is in the vocabulary, or the vocabulary is not
-            that of the checkpoint.
+        DataError: from `setup`, if no word of a split is in the vocabulary; from `predict_dataloader`, if none of the
+            prompt is; from `check_vocabulary`, if the vocabulary is not that of the checkpoint.
     """
 
     remedy: ClassVar[str]  # where the vocabulary is not that of a checkpoint
@@ -86,8 +86,6 @@ class TextDataModule(pl.LightningDataModule, ABC):
         self.vocabulary, self.texts = self.load()
         for split in {"validate": ("val",), "test": ("test",), "predict": ()}.get(str(stage), SPLITS):
             self._check(split)
-        if stage == "predict":
-            self.predict_dataloader()
 
     def _check(self, split: str) -> None:
         """Make sure that a split has known words, and streams that hold a segment and the word after it."""
@@ -167,17 +165,23 @@ class TextDataModule(pl.LightningDataModule, ABC):
         return DataLoader([StreamBatch(tokens, tokens[:, :0], first=True)], batch_size=None)  # type: ignore[arg-type]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what tells the vocabulary from any other, and how the training streams are cut."""
-        assert self.vocabulary is not None
-        own = {"vocabulary": self.vocabulary.fingerprint, "words": len(self.vocabulary), "source": self.source}
-        return own | self._layout
+        """Return how the training streams are cut."""
+        return self._layout
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Raise a DataError unless the vocabulary is that of the checkpoint."""
+        """Keep it until training starts."""
         self._resumed = state_dict
-        own = self.state_dict()
-        if own["vocabulary"] != state_dict["vocabulary"]:
-            theirs, ours = (f"{state['words']} words of {state['source']}" for state in (state_dict, own))
+
+    def vocabulary_state(self) -> dict[str, Any]:
+        """Return what tells the vocabulary from any other; the task saves it, whose weights depend on it."""
+        assert self.vocabulary is not None
+        return {"fingerprint": self.vocabulary.fingerprint, "words": len(self.vocabulary), "source": self.source}
+
+    def check_vocabulary(self, saved: dict[str, Any]) -> None:
+        """Raise a DataError unless the vocabulary is that of the checkpoint."""
+        own = self.vocabulary_state()
+        if own["fingerprint"] != saved["fingerprint"]:
+            theirs, ours = (f"{state['words']} words of {state['source']}" for state in (saved, own))
             raise DataError(
                 f"the checkpoint has another vocabulary: it was trained with {theirs}; here are {ours}. {self.remedy}"
             )

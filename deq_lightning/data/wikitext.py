@@ -42,8 +42,9 @@ class WikiText(TextDataModule):
         ValueError: if an argument is out of its range.
         DatasetNotFoundError: from `prepare_data` and `setup`, if the files are missing or damaged.
         SplitError: from `setup`, if a split is too short for its streams and segments.
-        DataError: from `prepare_data`, if the ids cannot be written; from `setup`, if no word of a split or of the
-            prompt is in the vocabulary, or the vocabulary is not that of the checkpoint.
+        DataError: from `prepare_data`, if the ids cannot be written; from `setup`, if no word of a split is in the
+            vocabulary; from `predict_dataloader`, if none of the prompt is; from `check_vocabulary`, if the vocabulary
+            is not that of the checkpoint.
     """
 
     archive: ClassVar[str]

@@ -203,8 +203,10 @@ class LanguageModeling(ImplicitTask):
         return torch.multinomial((known / self.temperature).softmax(dim=1), 1)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the memory of training, of all processes, as plain tensors."""
+        """Save what tells the vocabulary from others, and the memory of training of all processes, as plain data."""
         super().on_save_checkpoint(checkpoint)
+        if self._data is not None:
+            checkpoint["vocabulary"] = self._data.vocabulary_state()
         parts = self.memory.get("train", ())
         gathered = [cast(Tensor, self.all_gather(part)) for part in parts]  # (processes, streams, ...) of several
         checkpoint["memory"] = [
@@ -212,8 +214,10 @@ class LanguageModeling(ImplicitTask):
         ]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the memory until training starts."""
+        """Make sure that the vocabulary is the same, and keep the memory until training starts."""
         super().on_load_checkpoint(checkpoint)
+        if self._data is not None and "vocabulary" in checkpoint:
+            self._data.check_vocabulary(checkpoint["vocabulary"])
         self._saved = checkpoint.get("memory")
 
     def on_train_start(self) -> None:

@@ -200,9 +200,11 @@ def test_ids_are_written_all_or_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(WikiText2, "_encode", beaten)
     assert ready(root).texts["train"].tolist() == [2, 3, 1]
     (made,) = (tmp_path / "encoded").iterdir()
-    (made / "val.npy").write_bytes((made / "val.npy").read_bytes()[:-2])
-    with pytest.raises(DatasetNotFoundError, match=r"is damaged \(.*\). Delete it and type the command again."):
-        ready(root)
+    whole = (made / "val.npy").read_bytes()
+    for damaged in (whole[:-2], whole[:5]):
+        (made / "val.npy").write_bytes(damaged)
+        with pytest.raises(DatasetNotFoundError, match=r"is damaged \(.*\). Delete it and type the command again."):
+            ready(root)
 
 
 def test_ids_that_cannot_be_written(tmp_path: Path) -> None:
@@ -277,20 +279,20 @@ def test_a_prompt_becomes_one_stream(tmp_path: Path) -> None:
     assert next(iter(ready(root).predict_dataloader())).tokens.tolist() == [[1]]
     for prompt in ("zebra", "", "<unk>"):
         with pytest.raises(DataError, match=r"no word of the prompt .* is in the vocabulary. Type `--data.prompt`"):
-            WikiText2(root, prompt=prompt).setup("predict")
+            ready(root, prompt=prompt).predict_dataloader()
     with pytest.raises(RuntimeError, match=r"`WikiText2` is empty. Call `setup"):
         WikiText2(root).train_dataloader()
 
 
 def test_another_vocabulary_than_the_checkpoints_is_refused(tmp_path: Path) -> None:
     data, other = ready(write(tmp_path / "one", "a b \n")), ready(write(tmp_path / "other", "b a \n", "a \n"))
-    state = data.state_dict()
+    state = data.vocabulary_state()
     assert json.loads(json.dumps(state)) == state
-    ready(str(tmp_path / "one")).load_state_dict(state)
+    ready(str(tmp_path / "one")).check_vocabulary(state)
     with pytest.raises(
         DataError, match=r"trained with 4 words of WikiText2; here are 4 words of WikiText2. Type `--data.r"
     ):
-        other.load_state_dict(state)
+        other.check_vocabulary(state)
 
 
 def test_batches_travel_as_what_they_are() -> None:

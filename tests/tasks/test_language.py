@@ -23,6 +23,7 @@ from deq_lightning import (
     LanguageModeling,
     PythonDocs,
     WarmupCosineToEnd,
+    WikiText2,
 )
 from deq_lightning.cli import main
 from deq_lightning.configured import CombinationError
@@ -307,6 +308,23 @@ def test_a_checkpoint_of_other_words_is_refused(tmp_path: Path, monkeypatch: pyt
             DataError, match=r"another vocabulary: .*; here are 60 words of the .* Python 3.99.0. Use that"
         ):
             getattr(trainer(max_steps=2), run)(task(), datamodule=data(), ckpt_path=tmp_path / "saved.ckpt")
+
+
+def test_other_data_than_the_checkpoints_is_refused(tmp_path: Path) -> None:
+    """Of as many words. That none of the prompt is among them comes from that."""
+    running = trainer(max_steps=1, limit_val_batches=0)
+    running.fit(task(), datamodule=data())
+    running.save_checkpoint(tmp_path / "saved.ckpt")
+    words = " ".join(f"w{number}" for number in range(58))
+    for split in ("train", "valid", "test"):
+        (tmp_path / f"{split}.txt").write_text(f"{words} \n" * 20)
+    for run in ("fit", "validate", "test", "predict"):
+        other = WikiText2(str(tmp_path), batch_size=16, segment_length=9, prompt="ab")
+        with pytest.raises(
+            DataError, match=r"trained with 60 words of the doc.*; here are 60 words of WikiText2. Type"
+        ):
+            getattr(trainer(max_steps=2), run)(task(), datamodule=other, ckpt_path=tmp_path / "saved.ckpt")
+    LanguageModeling.load_from_checkpoint(tmp_path / "saved.ckpt", net=task().net)
 
 
 @pytest.mark.parametrize("options", [{"continue_words": 0}, {"temperature": -0.5}])
