@@ -94,7 +94,7 @@ class WikiText(TextDataModule):
         try:
             words = json.loads((folder / "vocabulary.json").read_text(encoding="utf-8"))
             return Vocabulary(words), {split: np.load(folder / f"{split}.npy", mmap_mode="r") for split in FILES}
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise DatasetNotFoundError(
                 f"`{folder}` is damaged ({error}). Delete it and type the command again."
             ) from error

@@ -201,7 +201,7 @@ def test_ids_are_written_all_or_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     assert ready(root).texts["train"].tolist() == [2, 3, 1]
     (made,) = (tmp_path / "encoded").iterdir()
     whole = (made / "val.npy").read_bytes()
-    for damaged in (whole[:-2], whole[:5]):
+    for damaged in (whole[:-2], whole[:5], b""):
         (made / "val.npy").write_bytes(damaged)
         with pytest.raises(DatasetNotFoundError, match=r"is damaged \(.*\). Delete it and type the command again."):
             ready(root)
