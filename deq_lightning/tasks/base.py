@@ -1,5 +1,6 @@
 """What every task shares: the gradient strategy, the optimizer, the equilibrium's report, and exact resumption."""
 
+import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 from torch.utils.hooks import RemovableHandle
 
+from deq_lightning.configured import CombinationError
 from deq_lightning.estimators import JacobianPenalty
 from deq_lightning.gradients import GradientStrategy
 from deq_lightning.models import Equilibrium, ImplicitModel, Network
@@ -37,6 +39,7 @@ class ImplicitTask(pl.LightningModule, ABC):
 
     Raises:
         ValueError: if `penalty` is wanted with `compile` or without an equilibrium.
+        CombinationError: from `configure_optimizers`, if the schedule ends with the run and that has no end.
     """
 
     def __init__(
@@ -154,8 +157,17 @@ class ImplicitTask(pl.LightningModule, ABC):
         if isinstance(scheduler, ReduceLROnPlateau):
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": scheduler.monitor}}
         if isinstance(scheduler, ToEnd):
-            scheduler.end_at(int(self.trainer.estimated_stepping_batches))
+            self._end(scheduler)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _end(self, scheduler: ToEnd) -> None:
+        steps = self.trainer.estimated_stepping_batches
+        if math.isinf(steps):
+            raise CombinationError(
+                f"`{type(scheduler).__name__}` needs a run whose number of steps is known, got one without end. Type "
+                "`--trainer.max_epochs N` or `--trainer.max_steps N`."
+            )
+        scheduler.end_at(int(steps))
 
     def log_equilibria(
         self, equilibria: Sequence[Equilibrium], batch_size: int | None = None, prefix: str = ""

@@ -21,6 +21,7 @@ from deq_lightning import (
     Network,
     Unrolled,
 )
+from deq_lightning.configured import CombinationError
 
 SMALL = dict(in_channels=1, channels=(4,), groups=2, expansion=2, head_channels=(2,), final_channels=8)
 
@@ -92,6 +93,13 @@ def test_cosine_to_end_spans_the_run(folder: Path) -> None:
     expected = 1e-4 + (1e-3 - 1e-4) * (1 + torch.cos(torch.arange(6) / 6 * torch.pi)) / 2
     assert rates == pytest.approx(expected.tolist())
     assert fit.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-4)
+
+
+def test_a_schedule_to_the_end_needs_an_end(folder: Path) -> None:
+    task = ImageClassification(net(), lr_scheduler=CosineToEnd)
+    endless = trainer(folder, max_steps=-1, max_epochs=-1, max_time={"seconds": 3})
+    with pytest.raises(CombinationError, match=r"`CosineToEnd` needs a run .* Type `--trainer.max_epochs N` or"):
+        endless.fit(task, Digits())
 
 
 def test_what_is_logged(folder: Path) -> None:
