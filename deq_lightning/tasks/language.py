@@ -198,9 +198,9 @@ class LanguageModeling(ImplicitTask):
         """Return a known word for each row, (rows, 1)."""
         known = log_prob.clone()
         known[:, UNKNOWN_ID] = -torch.inf
-        if self.temperature == 0:
-            return known.argmax(dim=1, keepdim=True)
-        return torch.multinomial((known / self.temperature).softmax(dim=1), 1)
+        # The largest after adding Gumbel noise is a draw, and needs no division by a temperature that may be zero.
+        noise = -torch.empty_like(known).exponential_().log()
+        return (known + self.temperature * noise).argmax(dim=1, keepdim=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save what tells the vocabulary from others, and the memory of training of all processes, as plain data."""
