@@ -196,11 +196,10 @@ class LanguageModeling(ImplicitTask):
 
     def _draw(self, log_prob: Tensor) -> Tensor:
         """Return a known word for each row, (rows, 1)."""
-        known = log_prob.clone()
-        known[:, UNKNOWN_ID] = -torch.inf
         # The largest after adding Gumbel noise is a draw, and needs no division by a temperature that may be zero.
-        noise = -torch.empty_like(known).exponential_().log()
-        return (known + self.temperature * noise).argmax(dim=1, keepdim=True)
+        scores = log_prob - self.temperature * torch.empty_like(log_prob).exponential_().log()
+        scores[:, UNKNOWN_ID] = -torch.inf
+        return scores.argmax(dim=1, keepdim=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save what tells the vocabulary from others, and the memory of training of all processes, as plain data."""
