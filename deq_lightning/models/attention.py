@@ -116,10 +116,11 @@ class RelativeAttention(nn.Module):
 
 def sinusoids(count: int, width: int, like: Tensor) -> Tensor:
     """Return the codes (count, width) of the distances count − 1 to 0: half sines, half cosines."""
-    distances = torch.arange(count - 1, -1, -1, dtype=like.dtype, device=like.device)
-    exponents = torch.arange(0, width, 2, dtype=like.dtype, device=like.device) / width
+    dtype = torch.promote_types(like.dtype, torch.float32)  # half precision has not all distances
+    distances = torch.arange(count - 1, -1, -1, dtype=dtype, device=like.device)
+    exponents = torch.arange(0, width, 2, dtype=dtype, device=like.device) / width
     angles = distances[:, None] / 10000**exponents
-    return torch.cat([angles.sin(), angles.cos()], dim=1)
+    return torch.cat([angles.sin(), angles.cos()], dim=1).to(like.dtype)
 
 
 def shift(by_distance: Tensor) -> Tensor:

@@ -176,6 +176,12 @@ def test_codes_go_by_falling_distance() -> None:
     close(sinusoids(5, WIDTH, like=random(1)), torch.stack([code(distance) for distance in (4, 3, 2, 1, 0)]))
 
 
+def test_half_precision_tells_all_distances_apart() -> None:
+    like = torch.empty(0, dtype=torch.bfloat16)
+    exact = sinusoids(450, WIDTH, like=torch.empty(0, dtype=torch.float64))
+    assert torch.equal(sinusoids(450, WIDTH, like), exact.float().to(torch.bfloat16))
+
+
 @pytest.mark.parametrize("norm", ["post", "pre"])
 def test_no_position_sees_what_comes_later(norm: str) -> None:
     net, changed = transformer(norm=norm).eval(), tokens(6).clone()
