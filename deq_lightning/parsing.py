@@ -29,6 +29,13 @@ class Parser(LightningArgumentParser):
 
     families: ClassVar[dict[str, list[type]]] = {}  # key of a class on the command line, and the classes it may name
 
+    def parse_args(self, *args: Any, **options: Any) -> Any:
+        """Parse, and take for null what jsonargparse makes of one that is typed for a class within a class."""
+        if not self.exit_on_error:  # of such a class, which gets one argument, formatted from a value
+            ((argument,), *others) = args
+            args = ([re.sub("=None$", "=null", argument)], *others)
+        return super().parse_args(*args, **options)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the message without the usage, which has hundreds of lines."""
         if not self.exit_on_error or "JSONARGPARSE_DEBUG" in os.environ:

@@ -101,6 +101,21 @@ def test_the_adjoint_solver_and_the_solver_are_swapped(folder: Path) -> None:
     assert repr(cli.model.net.solver).startswith("FixedPointIteration(max_steps=5")  # same-named values are kept
 
 
+def test_null_is_typed_at_any_depth(folder: Path) -> None:
+    penalty = ["--model.penalty", "JacobianPenalty", "--model.penalty.milestones", "null"]
+    for arguments in ([], ["--model.net.init_std", "null", "--model.net.solver=null", *penalty]):
+        init_args = build(*arguments).config.model.init_args
+        null = (init_args.net.init_args.init_std is None, init_args.net.init_args.solver is None)
+        assert null == (bool(arguments), bool(arguments))
+    assert init_args.penalty.init_args.milestones is None
+
+
+def test_none_is_a_word(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["predict", "--config", "pydocs_upg", "--data.prompt=None", "--print_config"])
+    assert yaml.safe_load(capsys.readouterr().out)["data"]["init_args"]["prompt"] == "None"
+
+
 def test_a_strategy_of_the_users_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "mine.py").write_text(
         "from deq_lightning import GradientStrategy\n\n\n"
