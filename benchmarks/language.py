@@ -5,7 +5,8 @@
 `strategies`: `pydocs_upg` with each gradient, with and without the penalty, and several seeds, beside n-grams on the
 same words. `budget`: the model of `pydocs_upg`, evaluated with other numbers of solver steps. `npg`: spectral radius
 and perplexity over training with NPG, with the penalty, and with its damping kept at one over the spectral radius.
-`wikitext2`: words per second and memory of a training step of `wikitext2_upg` with each gradient on the real text.
+`wikitext2`: words per second and memory of a training step of `wikitext2_upg` with each gradient on the real text, and
+words per second of reading it.
 
 Runs that the JSON has already are not made again.
 """
@@ -14,6 +15,7 @@ import json
 import tempfile
 import time
 from argparse import Namespace
+from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import islice
@@ -26,10 +28,11 @@ import torch
 from figures import grid, options_for, save
 from kneser_ney import kneser_ney_perplexity
 from matplotlib.figure import Figure
-from measure import interleaved, peak_bytes, ratio, versions
+from measure import cpu_seconds, interleaved, peak_bytes, ratio, versions
 
 from deq_lightning import NPG, PythonDocs, spectral_radius
 from deq_lightning.cli import main as command_line
+from deq_lightning.data.streams import StreamLoader
 
 ADJOINT = [  # of `pydocs_implicit`
     "--gradient.adjoint_solver=Anderson",
@@ -212,7 +215,7 @@ def draw(curves: dict[str, Run]) -> Figure:
 
 
 def wikitext2(root: str, warm: int, rounds: int) -> dict[str, Run]:
-    """Count words per second and bytes per word of training steps on the real text."""
+    """Count words per second and bytes per word of training steps on the real text, and words per second of reading."""
     actions: dict[str, Callable[[], Any]] = {}
     rows: dict[str, Run] = {}
     for name, flags in GRADIENTS.items():
@@ -222,10 +225,12 @@ def wikitext2(root: str, warm: int, rounds: int) -> dict[str, Run]:
         task, strategy = cli.model, cli.config_init.gradient
         strategy.step = strategy.pretrain_steps  # of the equilibrium, not of the unrolled stage
         task.net.gradient = strategy
-        optimizer = task.make_optimizer(task.parameters())
+        train = partial(step, task, task.make_optimizer(task.parameters()), cli.trainer.gradient_clip_val)
+        memory = None
         for batch in islice(cli.datamodule.train_dataloader(), warm + 1):
-            step(task, optimizer, batch)
-        actions[name] = partial(step, task, optimizer, batch)
+            batch = batch._replace(memory=memory)
+            memory = train(batch)
+        actions[name] = partial(train, batch)
         words = batch.tokens.numel()
         rows[name] = {"bytes a word": peak_bytes(actions[name]) / words, "words a step": words}
     times = interleaved(actions, rounds)
@@ -233,15 +238,26 @@ def wikitext2(root: str, warm: int, rounds: int) -> dict[str, Run]:
         row["words a second"] = row["words a step"] / median(times[name])
         row["over UPG"] = ratio(times, name, next(iter(GRADIENTS)))
         row["memory over Unrolled"] = row["bytes a word"] / rows["Unrolled, 12 steps"]["bytes a word"]
+    rows["reading alone"] = {"words a second": words_read(cli.datamodule.train_dataloader(), rounds)}
+    for name, row in rows.items():
         print(f"| {name} | " + " | ".join(f"{key} {value:.2f}" for key, value in row.items()) + " |")
     return rows
 
 
-def step(task: Any, optimizer: torch.optim.Optimizer, batch: Any) -> None:
-    """Make one training step; a segment without what came before."""
+def step(task: Any, optimizer: torch.optim.Optimizer, clip: float, batch: Any) -> Any:
+    """Make one training step as the trainer does, and return the memory for the next one."""
     optimizer.zero_grad()
-    task.loss(batch)[0].backward()
+    nll, memory, _ = task.answer(batch)
+    nll.mean().backward()
+    torch.nn.utils.clip_grad_norm_(task.parameters(), clip)
     optimizer.step()
+    return memory
+
+
+def words_read(loader: StreamLoader, rounds: int) -> float:
+    """Return the words per second of the loader without a model, the median over some epochs."""
+    words = sum(batch.tokens.numel() for batch in loader)
+    return words / median(cpu_seconds(partial(deque, loader, 0)) for _ in range(rounds))
 
 
 def main() -> None:
