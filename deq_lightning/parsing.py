@@ -31,9 +31,8 @@ class Parser(LightningArgumentParser):
 
     def parse_args(self, *args: Any, **options: Any) -> Any:
         """Parse, and take for null what jsonargparse makes of one that is typed for a class within a class."""
-        if not self.exit_on_error:  # of such a class, which gets one argument, formatted from a value
-            ((argument,), *others) = args
-            args = ([re.sub("=None$", "=null", argument)], *others)
+        if not self.exit_on_error and args:  # of such a class, whose arguments are formatted from values
+            args = ([re.sub("=None$", "=null", argument) for argument in args[0]], *args[1:])
         return super().parse_args(*args, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:

@@ -205,7 +205,7 @@ class LanguageModeling(ImplicitTask):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save what tells the vocabulary from others, and the memory of training of all processes, as plain data."""
         super().on_save_checkpoint(checkpoint)
-        if self._data is not None:
+        if hasattr(self._data, "vocabulary_state"):
             checkpoint["vocabulary"] = self._data.vocabulary_state()
         parts = self.memory.get("train", ())
         gathered = [cast(Tensor, self.all_gather(part)) for part in parts]  # (processes, streams, ...) of several
@@ -216,7 +216,7 @@ class LanguageModeling(ImplicitTask):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make sure that the vocabulary is the same, and keep the memory until training starts."""
         super().on_load_checkpoint(checkpoint)
-        if self._data is not None and "vocabulary" in checkpoint:
+        if hasattr(self._data, "check_vocabulary") and "vocabulary" in checkpoint:
             self._data.check_vocabulary(checkpoint["vocabulary"])
         self._saved = checkpoint.get("memory")
 
