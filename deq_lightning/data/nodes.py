@@ -260,8 +260,10 @@ class PPI(GraphDataModule):
         return [path for path in paths if not path.is_file()]
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the graphs, whatever the stage: what is damaged is found before training and not after it."""
+        """Read the graphs once, whatever the stage: what is damaged is found before training and not after it."""
         del stage
+        if self.test_set is not None:
+            return
         if self._missing():
             self.prepare_data()
         self.train_set, self.val_set, self.test_set = (self._read(split) for split in ("train", "valid", "test"))
