@@ -12,7 +12,6 @@ from jsonargparse import Namespace, lazy_instance
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 import deq_lightning
 from deq_lightning.callbacks import DivergenceError, DivergenceGuard, EquilibriumMonitor, PredictionWriter
@@ -30,12 +29,11 @@ from deq_lightning.runs import (
     load_weights,
     read_checkpoint,
     run_name,
+    say,
     with_own_config,
 )
 from deq_lightning.solvers import NormalCG, Solver
 from deq_lightning.tasks import ImplicitTask
-
-say = rank_zero_only(print)
 
 # Warnings about Lightning's own doings, of which the user can change nothing.
 QUIET = (
@@ -191,11 +189,15 @@ class DEQCLI(LightningCLI):
         """Say what the figures do not mean."""
         self._say_departures()
 
+    @property
+    def departures(self) -> list[str]:
+        """What makes results other than they should be."""
+        return [departure for part in (self.datamodule, self.model) for departure in getattr(part, "departures", [])]
+
     def _say_departures(self) -> None:
         """Label results that were not got as they should be."""
-        for part in (self.datamodule, self.model):
-            for departure in getattr(part, "departures", []):
-                say(f"not comparable: {departure}")
+        for departure in self.departures:
+            say(f"not comparable: {departure}")
 
     def after_fit(self) -> None:
         """Test the best checkpoint, and say where it is and what to type next."""

@@ -12,13 +12,11 @@ from typing import Any
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from deq_lightning.parsing import UsageError
-from deq_lightning.runs import read_checkpoint, run_name
+from deq_lightning.runs import read_checkpoint, run_name, say
 
 RESULTS = "cross_validation.json"
 OWN_PROTOCOL = "each fold's epoch is selected by a validation part of the other folds"
 Main = Callable[..., Any]  # the command line's own, from arguments to its object
-
-say = rank_zero_only(print)
 
 
 def cross_validate(args: Sequence[str], main: Main) -> Any:
@@ -91,18 +89,21 @@ def _check_selection(cli: Any) -> None:
         raise UsageError(
             f"`best_checkpoint.monitor` must be a figure of the validation, such as val_acc, got {monitor}."
         )
-    for key in ("enable_checkpointing", "fast_dev_run"):
-        if cli.config.trainer[key] == (key == "fast_dev_run"):
+    trainer = cli.config.trainer
+    for key, prevents in {
+        "enable_checkpointing": trainer.enable_checkpointing is False,
+        "fast_dev_run": bool(trainer.fast_dev_run),
+    }.items():
+        if prevents:
             raise UsageError(
                 f"`cross_validate` tests the best checkpoint of each fold, and with `--trainer.{key} "
-                f"{str(cli.config.trainer[key]).lower()}` there is none. Leave that out."
+                f"{str(trainer[key]).lower()}` there is none. Leave that out."
             )
 
 
 def _results_so_far(path: Path, cli: Any) -> dict[str, Any]:
     """Return the results of the folds that are done, with the settings that they are of."""
-    departures = [departure for part in (cli.datamodule, cli.model) for departure in getattr(part, "departures", [])]
-    protocol = f"not comparable: {'; '.join(departures)}" if departures else OWN_PROTOCOL
+    protocol = f"not comparable: {'; '.join(cli.departures)}" if cli.departures else OWN_PROTOCOL
     new = {"protocol": protocol, "settings": json.loads(cli.parser.dump(cli.config, format="json")), "folds": {}}
     if not path.is_file():
         return new

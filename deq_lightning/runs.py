@@ -10,11 +10,13 @@ import pytorch_lightning as pl
 import torch
 from jsonargparse import Namespace
 from pytorch_lightning.cli import LightningArgumentParser, SaveConfigCallback
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import nn
 
 from deq_lightning.parsing import UsageError
 
 CONFIG = "config.yaml"
+say = rank_zero_only(print)
 
 
 def free_folder(parent: Path, name: str) -> Path:

@@ -1,6 +1,7 @@
 """What the data modules on graphs share, and the collections of graphs to classify."""
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -45,6 +46,51 @@ class GraphDataModule(DataModule):
     perron: float = 1.0
 
 
+class GraphFiles(GraphDataModule):
+    """Base of the data modules that read their graphs from files; a subclass says which, and how they are fetched."""
+
+    name: str  # of the collection
+    root: str
+    download: bool
+    doubtful: ClassVar[str] = "the connection"  # where a download fails
+
+    @property
+    @abstractmethod
+    def folder(self) -> Path:
+        """Where the files are."""
+
+    @property
+    @abstractmethod
+    def files(self) -> list[str]:
+        """Names of the files in it."""
+
+    @abstractmethod
+    def fetch(self) -> None:
+        """Download them."""
+
+    def prepare_data(self) -> None:
+        """Download what is missing if allowed."""
+        missing = [path for path in (self.folder / file for file in self.files) if not path.is_file()]
+        if not missing:
+            return
+        if not self.download:
+            raise DatasetNotFoundError(
+                f"`{self.name}` was not found under `{self.root}/` (expected `{missing[0]}`). {self._others()}Type "
+                "`--data.download true` to fetch it, or `--data.root PATH` to name the folder that holds it."
+            )
+        try:
+            self.fetch()
+        except Exception as error:  # whatever a download may raise
+            raise DatasetNotFoundError(
+                f"`{self.name}` could not be downloaded to `{self.root}/` ({brief(error)}). Check {self.doubtful} and "
+                "type the command again, or type `--data.root PATH` to name the folder that holds it."
+            ) from error
+
+    def _others(self) -> str:
+        """Name what is there instead."""
+        return ""
+
+
 def check_graphs(graphs: Sequence[Data], place: str) -> None:
     """Raise a DataError unless every graph has nodes, and edges between them alone."""
     for number, graph in enumerate(graphs):
@@ -81,7 +127,7 @@ class TUFiles(InMemoryDataset):
         self.data, self.slices = data, slices
 
 
-class TUGraphs(GraphDataModule):
+class TUGraphs(GraphFiles):
     """A collection of graphs of TU Dortmund, split into stratified folds: one tests, of the others a part validates.
 
     Features are the one-hot node labels (a constant where there are none), and edges have the weights
@@ -114,7 +160,7 @@ class TUGraphs(GraphDataModule):
         Morris et al., "TUDataset: a collection of benchmark datasets for learning with graphs", 2020, arXiv:2007.08663.
     """
 
-    name: str
+    doubtful = "the name, or the connection"
 
     def __init__(
         self,
@@ -160,27 +206,14 @@ class TUGraphs(GraphDataModule):
         }
         return [departure for departure, chosen in options.items() if chosen]
 
-    def prepare_data(self) -> None:
-        """Download what is missing if allowed."""
-        missing = self._missing()
-        if not missing:
-            return
-        if not self.download:
-            raise DatasetNotFoundError(
-                f"`{self.name}` was not found under `{self.root}/` (expected `{missing[0]}`). {self._others()}Type "
-                "`--data.download true` to fetch it, or `--data.root PATH` to name the folder that holds it."
-            )
-        try:
-            datasets.TUDataset(self.root, self.name)
-        except Exception as error:  # whatever a download may raise
-            raise DatasetNotFoundError(
-                f"`{self.name}` could not be downloaded to `{self.root}/` ({brief(error)}). Check the name, or the "
-                "connection and type the command again, or type `--data.root PATH` to name the folder that holds it."
-            ) from error
+    @property
+    def files(self) -> list[str]:
+        """Names of those that every collection has."""
+        return [f"{self.name}_{part}.txt" for part in ("A", "graph_indicator", "graph_labels")]
 
-    def _missing(self) -> list[Path]:
-        paths = [self.folder / f"{self.name}_{part}.txt" for part in ("A", "graph_indicator", "graph_labels")]
-        return [path for path in paths if not path.is_file()]
+    def fetch(self) -> None:
+        """Download them."""
+        datasets.TUDataset(self.root, self.name)
 
     def _others(self) -> str:
         names = sorted(path.parent.name for path in Path(self.root).glob("*/raw"))
@@ -189,8 +222,7 @@ class TUGraphs(GraphDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Read and split the graphs, whatever the stage."""
         del stage  # all splits are small
-        if self._missing():
-            self.prepare_data()
+        self.prepare_data()
         graphs = self._read()
         labels = torch.cat([graph.y for graph in graphs])
         self.num_features, self.num_classes = graphs[0].num_features, int(labels.max()) + 1

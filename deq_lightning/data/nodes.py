@@ -15,7 +15,7 @@ from torch_geometric.nn.conv.gcn_conv import gcn_norm
 
 from deq_lightning.configured import check_at_least
 from deq_lightning.data.base import DataError, DatasetNotFoundError, SplitError, brief
-from deq_lightning.data.graphs import GraphDataModule, check_graphs
+from deq_lightning.data.graphs import GraphDataModule, GraphFiles, check_graphs
 
 Normalization = Literal["perron", "gcn", "none"]
 
@@ -186,7 +186,7 @@ def read_ppi(folder: Path, split: str) -> list[Data]:
     return [whole.subgraph(number == one) for one in range(int(number.min()), int(number.max()) + 1)]
 
 
-class PPI(GraphDataModule):
+class PPI(GraphFiles):
     """24 graphs of proteins and their interactions in human tissues; every node has any of 121 labels.
 
     20 graphs train, 2 validate, 2 test; 50 features. The published model sees A as it is and keeps W small by the
@@ -213,6 +213,8 @@ class PPI(GraphDataModule):
         Zitnik and Leskovec, "Predicting multicellular function through multi-layer tissue networks", 2017.
     """
 
+    name = "PPI"
+
     def __init__(
         self,
         root: str = "data/PPI",
@@ -236,36 +238,22 @@ class PPI(GraphDataModule):
         """Where the files are."""
         return Path(self.root) / "raw"
 
-    def prepare_data(self) -> None:
-        """Download what is missing if allowed."""
-        missing = self._missing()
-        if not missing:
-            return
-        if not self.download:
-            raise DatasetNotFoundError(
-                f"`PPI` was not found under `{self.root}/` (expected `{missing[0]}`). "
-                "Type `--data.download true` to fetch it, or `--data.root PATH` to name the folder that holds it."
-            )
-        try:
-            extract_zip(download_url(datasets.PPI.url, self.root), str(self.folder))
-        except Exception as error:  # whatever a download may raise
-            raise DatasetNotFoundError(
-                f"`PPI` could not be downloaded to `{self.root}/` ({brief(error)}). Check the connection and type the "
-                "command again, or type `--data.root PATH` to name the folder that holds it."
-            ) from error
-
-    def _missing(self) -> list[Path]:
+    @property
+    def files(self) -> list[str]:
+        """Names of those of all splits."""
         parts = ("feats.npy", "graph_id.npy", "graph.json", "labels.npy")
-        paths = [self.folder / f"{split}_{part}" for split in ("train", "valid", "test") for part in parts]
-        return [path for path in paths if not path.is_file()]
+        return [f"{split}_{part}" for split in ("train", "valid", "test") for part in parts]
+
+    def fetch(self) -> None:
+        """Download them."""
+        extract_zip(download_url(datasets.PPI.url, self.root), str(self.folder))
 
     def setup(self, stage: str | None = None) -> None:
         """Read the graphs once, whatever the stage: what is damaged is found before training and not after it."""
         del stage
         if self.test_set is not None:
             return
-        if self._missing():
-            self.prepare_data()
+        self.prepare_data()
         self.train_set, self.val_set, self.test_set = (self._read(split) for split in ("train", "valid", "test"))
         if self.normalization == "none":
             graphs = [*self.train_set, *self.val_set, *self.test_set]

@@ -47,6 +47,12 @@ class GraphTask(SupervisedTask):
         """Make sure that task and network are made for the data, where they say what for."""
         super().setup(stage)
         data = getattr(self.trainer, "datamodule", None)
+        if data is not None:
+            self._check_labels(data)
+            self._check_sizes(data)
+            self._check_perron(data)
+
+    def _check_labels(self, data: Any) -> None:
         graphs = getattr(data, "test_set", None)
         if graphs is not None and not self.fits(graphs[0]):
             raise CombinationError(
@@ -55,6 +61,8 @@ class GraphTask(SupervisedTask):
                 "GraphClassification` for a class of each graph, `--model NodeClassification` for one of each node, "
                 "with `--model.multilabel true` for several labels of each node."
             )
+
+    def _check_sizes(self, data: Any) -> None:
         for theirs, ours in {"num_features": "in_features", "num_classes": "num_classes"}.items():
             wanted, got = getattr(data, theirs, None), getattr(self.net, ours, None)
             if wanted is not None and got is not None and wanted != got:
@@ -63,6 +71,7 @@ class GraphTask(SupervisedTask):
                     f"Type `--model.net.{ours} {wanted}`."
                 )
 
+    def _check_perron(self, data: Any) -> None:
         bound, perron = getattr(data, "perron", 0.0), getattr(self.net, "perron", math.inf)
         if bound > perron * (1 + 1e-3):  # what is normalised has one of 1, but for rounding
             raise CombinationError(
@@ -103,7 +112,7 @@ class GraphClassification(GraphTask):
 
     Raises:
         ValueError: if `penalty` is wanted with `compile` or without an equilibrium.
-        CombinationError: from `setup`, if task or network are not made for the data.
+        CombinationError: from `setup` and the steps, if task or network are not made for the data.
     """
 
     labels = "one class for each graph"
@@ -145,7 +154,7 @@ class NodeClassification(GraphTask):
 
     Raises:
         ValueError: if `penalty` is wanted with `compile` or without an equilibrium.
-        CombinationError: from `setup`, if task or network are not made for the data.
+        CombinationError: from `setup` and the steps, if task or network are not made for the data.
     """
 
     network = "IGNNNodeClassifier"
