@@ -46,14 +46,19 @@ GRADIENTS = {
     "Implicit": ["--gradient=Implicit", *ADJOINT],
     "Unrolled, 12 steps": ["--gradient=Unrolled", "--gradient.unroll_steps=12"],
 }
-PENALTY = [  # of `pydocs_upg_preln`
-    "--model.penalty=JacobianPenalty",
-    "--model.penalty.weight=0",
-    "--model.penalty.frequency=0.4",
-    "--model.penalty.milestones={100: 0.1}",
-]
+PENALTY = 0.1  # of `pydocs_upg_preln`
 BUDGETS = (1, 2, 3, 5, 8, 12, 20, 30)
 Run = dict[str, Any]
+
+
+def penalised(weight: float) -> list[str]:
+    """Return the flags of `pydocs_upg_preln`'s penalty with another weight."""
+    return [
+        "--model.penalty=JacobianPenalty",
+        "--model.penalty.weight=0",
+        "--model.penalty.frequency=0.4",
+        f"--model.penalty.milestones={{100: {weight}}}",
+    ]
 
 
 class Curve(pl.Callback):
@@ -130,12 +135,12 @@ def strategies(store: dict[str, Run], options: Namespace) -> None:
             runs = []
             for seed in range(options.seeds):
                 key = f"{name}{', penalty' if penalty else ''}, seed {seed}, {options.epochs} epochs"
-                flagged = [*flags, *(PENALTY if penalty else []), "--monitor.estimate_in_evaluation=true"]
+                flagged = [*flags, *(penalised(PENALTY) if penalty else []), "--monitor.estimate_in_evaluation=true"]
                 make = partial(lambda typed, number: fit(typed, options.epochs, number)[1], flagged, seed)
                 runs.append(remembered(store, options.json, key, make))
             means = {each: fmean(run[each] for run in runs) for each in ("test_ppl", "test_spectral_radius", "seconds")}
             spread = pstdev(run["test_ppl"] for run in runs)
-            print(f"| {name} | {'0.1' if penalty else 'none'} | {means['test_ppl']:.1f} ± {spread:.1f} | ", end="")
+            print(f"| {name} | {PENALTY if penalty else 'none'} | {means['test_ppl']:.1f} ± {spread:.1f} | ", end="")
             print(f"{means['test_spectral_radius']:.2f} | {means['seconds']:.0f} |", flush=True)
 
 
@@ -180,7 +185,7 @@ def npg(store: dict[str, Run], options: Namespace) -> None:
     """Train with NPG by what keeps it stable, with embeddings as configured and at their published scale."""
     variants: dict[str, tuple[list[str], tuple[pl.Callback, ...]]] = {
         "λ = 1": ([], ()),
-        "λ = 1, penalty": (PENALTY, ()),
+        **{f"λ = 1, penalty {weight}": (penalised(weight), ()) for weight in (PENALTY, 1.0)},
         "λ = 1/ρ": ([], (DampingByRadius(),)),
     }
     for scale, flags in {"": [], ", √width": ["--model.net.embedding_scale=8"]}.items():
