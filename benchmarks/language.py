@@ -12,6 +12,7 @@ Runs that the JSON has already are not made again.
 """
 
 import json
+import math
 import tempfile
 import time
 from argparse import Namespace
@@ -138,7 +139,11 @@ def strategies(store: dict[str, Run], options: Namespace) -> None:
                 flagged = [*flags, *(penalised(PENALTY) if penalty else []), "--monitor.estimate_in_evaluation=true"]
                 make = partial(lambda typed, number: fit(typed, options.epochs, number)[1], flagged, seed)
                 runs.append(remembered(store, options.json, key, make))
-            means = {each: fmean(run[each] for run in runs) for each in ("test_ppl", "test_spectral_radius", "seconds")}
+            # Nothing is solved where the gradient is unrolled, and nothing estimated.
+            means = {
+                each: fmean(run.get(each, math.nan) for run in runs)
+                for each in ("test_ppl", "test_spectral_radius", "seconds")
+            }
             spread = pstdev(run["test_ppl"] for run in runs)
             print(f"| {name} | {PENALTY if penalty else 'none'} | {means['test_ppl']:.1f} ± {spread:.1f} | ", end="")
             print(f"{means['test_spectral_radius']:.2f} | {means['seconds']:.0f} |", flush=True)
