@@ -130,7 +130,7 @@ def remembered(store: dict[str, Run], path: Path, name: str, make: Callable[[], 
 
 
 def strategies(store: dict[str, Run], options: Namespace) -> None:
-    """Print perplexity and time by gradient and penalty."""
+    """Print perplexity, spectral radius, residual and time by gradient and penalty."""
     for name, flags in GRADIENTS.items():
         for penalty in (False, True):
             runs = []
@@ -142,11 +142,12 @@ def strategies(store: dict[str, Run], options: Namespace) -> None:
             # Nothing is solved where the gradient is unrolled, and nothing estimated.
             means = {
                 each: fmean(run.get(each, math.nan) for run in runs)
-                for each in ("test_ppl", "test_spectral_radius", "seconds")
+                for each in ("test_ppl", "test_spectral_radius", "test_solver_residual", "seconds")
             }
             spread = pstdev(run["test_ppl"] for run in runs)
             print(f"| {name} | {PENALTY if penalty else 'none'} | {means['test_ppl']:.1f} ± {spread:.1f} | ", end="")
-            print(f"{means['test_spectral_radius']:.2f} | {means['seconds']:.0f} |", flush=True)
+            print(f"{means['test_spectral_radius']:.2f} | {means['test_solver_residual']:.1e} | ", end="")
+            print(f"{means['seconds']:.0f} |", flush=True)
 
 
 def ngrams() -> dict[str, float]:
