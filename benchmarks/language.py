@@ -99,6 +99,14 @@ class DampingByRadius(pl.Callback):
             strategy.damping = min(1.0, 1 / radius)
 
 
+VARIANTS: dict[str, tuple[list[str], tuple[pl.Callback, ...]]] = {  # what keeps NPG stable
+    "λ = 1": ([], ()),
+    **{f"λ = 1, penalty {weight}": (penalised(weight), ()) for weight in (PENALTY, 1.0)},
+    "λ = 1/ρ": ([], (DampingByRadius(),)),
+}
+SCALES = {"": [], ", √width": ["--model.net.embedding_scale=8"]}  # of the embeddings
+
+
 def fit(flags: Iterable[str], epochs: int, seed: int, *callbacks: pl.Callback) -> tuple[Any, Run]:
     """Train `pydocs_upg` with these flags, and test the epoch that validation selects."""
     with tempfile.TemporaryDirectory() as folder:
@@ -189,39 +197,36 @@ def npg_curve(flags: list[str], epochs: int, *callbacks: pl.Callback) -> Run:
 
 def npg(store: dict[str, Run], options: Namespace) -> None:
     """Train with NPG by what keeps it stable, with embeddings as configured and at their published scale."""
-    variants: dict[str, tuple[list[str], tuple[pl.Callback, ...]]] = {
-        "λ = 1": ([], ()),
-        **{f"λ = 1, penalty {weight}": (penalised(weight), ()) for weight in (PENALTY, 1.0)},
-        "λ = 1/ρ": ([], (DampingByRadius(),)),
-    }
-    for scale, flags in {"": [], ", √width": ["--model.net.embedding_scale=8"]}.items():
-        for variant, (more, callbacks) in variants.items():
-            name = f"NPG, {variant}{scale}"
-            typed = ["--gradient.damping=1", *flags, *more]
-            make = partial(npg_curve, typed, options.epochs, *callbacks)
-            run = remembered(store, options.json, f"{name}, {options.epochs} epochs", make)
+    for scale, flags in SCALES.items():
+        for variant, (more, callbacks) in VARIANTS.items():
+            make = partial(npg_curve, ["--gradient.damping=1", *flags, *more], options.epochs, *callbacks)
+            run = remembered(store, options.json, npg_key(variant, scale, options.epochs), make)
             last = run["curve"][-1]
-            print(
-                f"| {name} | {run['test_ppl']:.1f} | {last['val_ppl']:.1f} | {last['val_spectral_radius']:.2f} | ",
-                end="",
-            )
-            print(f"{run['damping']:.2f} |", flush=True)
+            print(f"| {variant}{scale} | {run['test_ppl']:.1f} | {last['val_ppl']:.1f} | ", end="")
+            print(f"{last['val_spectral_radius']:.2f} | {run['damping']:.2f} |", flush=True)
 
 
-def draw(curves: dict[str, Run]) -> Figure:
-    """Draw radius and perplexity over training."""
+def npg_key(variant: str, scale: str, epochs: int) -> str:
+    """Return under which name such a run is remembered."""
+    return f"NPG, {variant}{scale}, {epochs} epochs"
+
+
+def draw(store: dict[str, Run], epochs: int) -> Figure:
+    """Draw radius and perplexity over training with NPG; broken lines have embeddings at their published scale."""
     figure, axes = grid(1, 2)
     for panel, key, label in zip(
         axes[0], ("val_spectral_radius", "val_ppl"), ("spectral radius", "perplexity"), strict=True
     ):
-        for name, run in curves.items():
-            rows = [row for row in run["curve"] if key in row]
-            panel.plot([row["step"] for row in rows], [row[key] for row in rows], ".-", label=name)
+        for color, variant in enumerate(VARIANTS):
+            for scale, style in zip(SCALES, ("-", "--"), strict=True):
+                run = store.get(npg_key(variant, scale, epochs), {"curve": []})
+                rows = [row for row in run["curve"] if key in row]
+                steps, values = [row["step"] for row in rows], [row[key] for row in rows]
+                panel.plot(steps, values, style, color=f"C{color}", label=variant + scale)
         panel.set_xlabel("optimizer step")
         panel.set_ylabel(f"{label}, validation")
         panel.set_yscale("log")
-    if curves:
-        axes[0, 1].legend()
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(VARIANTS))
     return figure
 
 
@@ -296,7 +301,7 @@ def main() -> None:
         npg(store, options)
     if options.wikitext2 and options.only in (None, "wikitext2"):
         results["wikitext2"] = wikitext2(options.wikitext2, options.warm, options.rounds)
-    save(options, results | {"runs": store}, draw({name: run for name, run in store.items() if "curve" in run}))
+    save(options, results | {"runs": store}, draw(store, options.epochs))
 
 
 if __name__ == "__main__":
