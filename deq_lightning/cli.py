@@ -208,11 +208,11 @@ class DEQCLI(LightningCLI):
                 say(f"last checkpoint: {path}\nnext: python -m deq_lightning fit --ckpt_path {path}")
             return
         path = _from_here(best.best_model_path)
-        say(f"best checkpoint: {path} ({best.monitor} {best.best_model_score:.4f})")
+        say(f"best checkpoint: {path} ({best.monitor} {best.best_model_score:.4g})")
         following = "test"
         if self._get(self.config, "test_after_fit"):
             (metrics,) = self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=path, verbose=False)
-            say("  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
+            say("  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
             self._say_departures()
             following = "predict"
         say(f"next: python -m deq_lightning {following} --ckpt_path {path}")

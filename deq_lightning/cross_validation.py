@@ -193,5 +193,5 @@ def _table(results: dict[str, Any]) -> str:
         cells = [f"{value:{width}.4g}" for value, width in zip(values, widths, strict=True)]
         lines.append("  ".join([f"{number:>4}", *cells, f"{fold['epoch']:5}", f"{fold['seconds']:7.1f}"]))
     for name in first["test"]:
-        lines.append(f"{name} {results[name]['mean']:.4f} ± {results[name]['std']:.4f} over {len(folds)} folds")
+        lines.append(f"{name} {results[name]['mean']:.4g} ± {results[name]['std']:.4g} over {len(folds)} folds")
     return "\n".join(lines)

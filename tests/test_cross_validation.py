@@ -63,7 +63,7 @@ def test_every_fold_is_a_run_and_an_interruption_changes_nothing(
         mean = sum(tests) / 2
         std = math.sqrt(sum((value - mean) ** 2 for value in tests) / 2)
         assert whole[figure] == {"mean": pytest.approx(mean), "std": pytest.approx(std)}
-        assert f"{figure} {mean:.4f} ± {std:.4f} over 2 folds" in out
+        assert f"{figure} {mean:.4g} ± {std:.4g} over 2 folds" in out
     assert "selected by a validation part of the other folds" in out and "not comparable" not in out
     for fold in range(2):
         assert f"fold: {fold}\n" in Path(f"checkpoints/the/whole/fold-{fold}/config.yaml").read_text()
@@ -155,6 +155,7 @@ def test_what_is_mended_is_not_held_against_it_and_checkpoints_are_kept(
     [
         (["--trainer.enable_checkpointing", "false"], "with `--trainer.enable_checkpointing false` there is none"),
         (["--trainer.fast_dev_run", "true"], "with `--trainer.fast_dev_run true` there is none"),
+        (["--trainer.fast_dev_run", "2"], "with `--trainer.fast_dev_run 2` there is none"),
         (["--best_checkpoint.monitor", "train_loss"], "must be a figure of the validation, such as val_acc, got train"),
         (["--trainer.check_val_every_n_epoch", "9"], "a fold ended without a validation"),
     ],

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
+from deq_lightning.models.differentiation import carries_tangent, differentiated
+
 
 class Adjacency:
     """The weighted edges of a graph as a matrix: row t of `adjacency @ x` sums weight · x[s] over the edges s → t.
@@ -45,7 +47,10 @@ class Adjacency:
     def add_product(self, bias: Tensor | None, x: Tensor) -> Tensor:
         """Return `bias` + `self @ x`, with a (nodes, width) bias, in one pass over the memory."""
         dtype = self.edge_weight.dtype
-        return _AddProduct.apply(None if bias is None else bias.to(dtype), x.to(dtype), self)
+        bias, x = None if bias is None else bias.to(dtype), x.to(dtype)
+        if differentiated(x) or (bias is not None and carries_tangent(bias)):
+            return _AddProduct.apply(bias, x, self)
+        return _add_product(bias, x, self)  # on small graphs PyTorch's binding of a Function's arguments takes longer
 
 
 def compressed(indices: Tensor, values: Tensor, size: int) -> Tensor:
@@ -53,6 +58,11 @@ def compressed(indices: Tensor, values: Tensor, size: int) -> Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse (CSR tensor support is in beta|invariant checks are)")
         return torch.sparse_coo_tensor(indices, values, (size, size)).coalesce().to_sparse_csr()
+
+
+def _add_product(bias: Tensor | None, x: Tensor, adjacency: Adjacency) -> Tensor:
+    with torch.autocast(x.device.type, enabled=False):
+        return adjacency.matrix @ x if bias is None else torch.addmm(bias, adjacency.matrix, x)
 
 
 class _AddProduct(torch.autograd.Function):
@@ -63,10 +73,7 @@ class _AddProduct(torch.autograd.Function):
     width 64, 68,000 and 512). The transposed matrix is built once and not in every backward.
     """
 
-    @staticmethod
-    def forward(bias: Tensor | None, x: Tensor, adjacency: Adjacency) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            return adjacency.matrix @ x if bias is None else torch.addmm(bias, adjacency.matrix, x)
+    forward = staticmethod(_add_product)
 
     @staticmethod
     def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor | None, Tensor, Adjacency], output: Tensor) -> None:

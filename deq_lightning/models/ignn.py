@@ -88,9 +88,9 @@ class ImplicitGraphLayer(ImplicitModel):
         """One product takes all graphs."""
         return False
 
-    def partition(self, u: GraphInjection) -> Partition:
-        """Return the graphs."""
-        return Partition(u.graph, u.num_graphs)
+    def partition(self, u: GraphInjection) -> Partition | None:
+        """Return the graphs, where there are several."""
+        return Partition(u.graph, u.num_graphs) if u.num_graphs > 1 else None
 
     def inject(self, x: GraphBatch) -> GraphInjection:
         """Return Ω₁ U A, and A."""

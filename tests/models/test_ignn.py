@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch_geometric.data import Batch, Data
 
 from deq_lightning import (
@@ -196,6 +197,13 @@ def test_the_sparse_product_in_every_mode() -> None:
     assert torch.autograd.gradgradcheck(
         lambda bias, x: adjacency.add_product(bias, x) ** 2, (bias, x), check_fwd_over_rev=True
     )
+    with torch.no_grad(), forward_ad.dual_level():  # as in a solve
+        torch.testing.assert_close(adjacency.add_product(bias, x), bias + dense(data).T @ x)
+        for arguments, tangent in {
+            (forward_ad.make_dual(bias, x), x): x,
+            (bias, forward_ad.make_dual(x, bias)): dense(data).T @ bias,
+        }.items():
+            torch.testing.assert_close(forward_ad.unpack_dual(adjacency.add_product(*arguments)).tangent, tangent)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         half = adjacency @ x.bfloat16()
     assert half.dtype == torch.float64
