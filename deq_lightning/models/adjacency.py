@@ -99,13 +99,15 @@ class GraphBatch(NamedTuple):
     num_graphs: int
 
 
-def graph_batch(data: Any) -> GraphBatch:
+def graph_batch(data: Any, dtype: torch.dtype | None = None) -> GraphBatch:
     """Read a `Data` or `Batch` of PyTorch Geometric: `x`, `edge_index`, and where given `edge_weight` and `batch`.
 
-    Edges without a weight have weight 1.
+    Edges without a weight have weight 1. Features are cast to `dtype` where one is given: Lightning casts the tensors
+    of a batch for a model in another precision, but does not look into these objects.
     """
-    x, weight, graph = data.x, data.edge_weight, data.batch
-    weight = x.new_ones(data.edge_index.shape[1]) if weight is None else weight.to(x.dtype)
+    x, weight, graph = data.x if dtype is None else data.x.to(dtype), data.edge_weight, data.batch
+    weight = x.new_ones(data.edge_index.shape[1]) if weight is None else weight
+    weight = weight.to(torch.promote_types(x.dtype, torch.float32))  # CPUs have no sparse product in half precision
     num_graphs = 1 if graph is None else data.num_graphs
     graph = data.edge_index.new_zeros(len(x)) if graph is None else graph
     return GraphBatch(x, Adjacency(data.edge_index, weight, len(x)), graph, num_graphs)

@@ -94,7 +94,7 @@ class ImplicitGraphLayer(ImplicitModel):
 
     def inject(self, x: GraphBatch) -> GraphInjection:
         """Return Ω₁ U A, and A."""
-        bias = F.linear(x.adjacency @ x.features, self.omega1)[None]
+        bias = F.linear((x.adjacency @ x.features).to(self.omega1.dtype), self.omega1)[None]
         return GraphInjection(bias, x.adjacency, x.graph, x.num_graphs)
 
     def initial_state(self, u: GraphInjection) -> Tensor:
@@ -103,7 +103,7 @@ class ImplicitGraphLayer(ImplicitModel):
 
     def cell(self, z: Tensor, u: GraphInjection) -> Tensor:
         """Return φ(W X A + Ω₁ U A)."""
-        return self.activation(u.adjacency.add_product(u.bias[0], F.linear(z[0], self.weight))[None])
+        return self.activation(u.adjacency.add_product(u.bias[0], F.linear(z[0], self.weight))[None]).to(z.dtype)
 
     def readout(self, z: Tensor) -> Tensor:
         """Return the states of the nodes."""
@@ -149,7 +149,7 @@ class IGNN(Network):
 
     def forward(self, x: Any) -> tuple[Tensor, list[Equilibrium]]:
         """Return the prediction and the equilibria, one for each layer."""
-        graphs, equilibria = graph_batch(x), []
+        graphs, equilibria = graph_batch(x, next(self.parameters()).dtype), []
         for index, layer in enumerate(self.implicit_layers()):
             states, solved = layer(graphs)
             equilibria += solved
