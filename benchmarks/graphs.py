@@ -204,8 +204,8 @@ def main() -> None:
     """Print the tables and write the JSON and the figure."""
     parser = options_for("graphs", __doc__)
     parser.add_argument("--root", default=None, help="Root of the real COX2 and PROTEINS. None: without their table.")
-    parser.add_argument("--lengths", type=int, nargs="+", default=[10, 20, 50])
-    parser.add_argument("--epochs", type=int, default=200)
+    parser.add_argument("--lengths", type=int, nargs="+", default=[10, 20, 50, 100])
+    parser.add_argument("--epochs", type=int, default=400)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--warm", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=5)
