@@ -19,7 +19,7 @@ class Adjacency:
 
     Args:
         edge_index: (2, edges) sources and targets.
-        edge_weight: (edges,) in the dtype of the features; edges that occur twice add up.
+        edge_weight: (edges,) in single or double precision; edges that occur twice add up.
         nodes: number of nodes.
     """
 
