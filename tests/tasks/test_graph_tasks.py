@@ -168,7 +168,7 @@ def test_nodes_of_several_graphs_train(folder: Path, monkeypatch: pytest.MonkeyP
     assert 0 <= metrics["val_f1"] <= 1 and math.isfinite(metrics["val_loss"])
 
 
-@pytest.mark.parametrize(("precision", "rtol"), [("64-true", 1e-4), ("bf16-true", 0.05), ("bf16-mixed", 0.05)])
+@pytest.mark.parametrize(("precision", "rtol"), [("64-true", 1e-4), ("bf16-true", 0.05)])
 def test_the_trainers_precision_changes_the_rounding_alone(
     folder: Path, monkeypatch: pytest.MonkeyPatch, precision: str, rtol: float
 ) -> None:
@@ -179,11 +179,12 @@ def test_the_trainers_precision_changes_the_rounding_alone(
     def losses(precision: str) -> list[float]:
         graphs = GraphClassification(small(IGNNGraphClassifier, in_features=3, width=8, dropout=0.0))
         net = small(IGNNSkipNodeClassifier, in_features=6, num_classes=5, widths=[8])
-        runs = [
-            fitted(folder, graphs, TUGraphs(str(folder), folds=4, batch_size=5), precision=precision),
-            fitted(folder, NodeClassification(net, multilabel=True), PPI(str(folder / "PPI")), precision=precision),
-        ]
-        return [metrics[loss] for metrics in runs for loss in ("train_loss", "val_loss")]
+        runs = {
+            graphs: TUGraphs(str(folder), folds=4, batch_size=5),
+            NodeClassification(net, multilabel=True): PPI(str(folder / "PPI")),
+        }
+        found = [fitted(folder, *run, precision=precision, max_epochs=1) for run in runs.items()]
+        return [metrics[loss] for metrics in found for loss in ("train_loss", "val_loss")]
 
     assert losses(precision) == pytest.approx(losses("32-true"), rel=rtol)
 
