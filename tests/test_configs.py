@@ -9,7 +9,6 @@ import fake_data
 import pytest
 import torch
 import yaml
-from conftest import QUIET
 
 from deq_lightning.cli import main
 
@@ -102,7 +101,7 @@ def test_it_runs(config: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     options = quick(dataset, yaml.safe_load(config.read_text()))
     if dataset in DATA:
         DATA[dataset](folder / "data", monkeypatch)
-    cli = main(["fit", "--config", config.stem, "--trainer.fast_dev_run", "true", *QUIET, *options])
+    cli = main(["fit", "--config", config.stem, "--trainer.fast_dev_run", "true", *options])
     assert cli.trainer.global_step == 1
     assert cli.trainer.callback_metrics["train_loss"].isfinite()
 

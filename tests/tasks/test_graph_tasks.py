@@ -179,11 +179,11 @@ def test_the_trainers_precision_changes_the_rounding_alone(
     def losses(precision: str) -> list[float]:
         graphs = GraphClassification(small(IGNNGraphClassifier, in_features=3, width=8, dropout=0.0))
         net = small(IGNNSkipNodeClassifier, in_features=6, num_classes=5, widths=[8])
-        runs = {
-            graphs: TUGraphs(str(folder), folds=4, batch_size=5),
-            NodeClassification(net, multilabel=True): PPI(str(folder / "PPI")),
-        }
-        found = [fitted(folder, *run, precision=precision, max_epochs=1) for run in runs.items()]
+        runs = [
+            (graphs, TUGraphs(str(folder), folds=4, batch_size=5)),
+            (NodeClassification(net, multilabel=True), PPI(str(folder / "PPI"))),
+        ]
+        found = [fitted(folder, task, data, precision=precision, max_epochs=1) for task, data in runs]
         return [metrics[loss] for metrics in found for loss in ("train_loss", "val_loss")]
 
     assert losses(precision) == pytest.approx(losses("32-true"), rel=rtol)
