@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import TINY
-from fake_data import make_cifar10
+from support.fake_data import make_cifar10
+from support.runs import TINY
 
 from deq_lightning import JFB, NPG, UPG, Digits, GradientStrategy, ImageClassification, Implicit, Unrolled
 from deq_lightning.cli import DEQCLI, main

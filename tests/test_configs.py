@@ -5,10 +5,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import fake_data
 import pytest
 import torch
 import yaml
+from support import fake_data
 
 from deq_lightning.cli import main
 

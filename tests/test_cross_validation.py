@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import QUIET
-from fake_data import make_tu
+from support.fake_data import make_tu
+from support.runs import QUIET
 
 from deq_lightning import GraphClassification
 from deq_lightning.cli import main

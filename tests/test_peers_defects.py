@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
-from conftest import TINY
-from problems import (
+from support.problems import (
     Problem,
     Recorder,
     dense_implicit_gradient,
@@ -25,6 +24,7 @@ from problems import (
     rotations,
     tanh,
 )
+from support.runs import TINY
 from torch import nn
 from torch.autograd import gradcheck
 

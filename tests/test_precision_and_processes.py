@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
-import text_processes
 import torch
-import two_processes
-from fake_data import make_wikitext
-from problems import random, relative_error, tanh
+from support import text_processes, two_processes
+from support.fake_data import make_wikitext
+from support.problems import random, relative_error, tanh
+from support.two_processes import QUIET, Small, train
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-from two_processes import QUIET, Small, train
 
 from deq_lightning import JFB, NPG, UPG, Digits, ImageClassification, Implicit, Unrolled
 from deq_lightning.solvers import GMRES, Anderson, Broyden, FixedPointIteration
@@ -44,11 +43,18 @@ def both(tmp_path_factory) -> dict:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
+    tests = str(Path(__file__).parent)
     started = [
         subprocess.Popen(
-            [sys.executable, two_processes.__file__, "2", "both.pt"],
+            [sys.executable, "-m", "support.two_processes", "2", "both.pt"],
             cwd=folder,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "LOCAL_RANK": rank, "MASTER_PORT": port},
+            env={
+                **os.environ,
+                "PYTHONPATH": tests,
+                "OMP_NUM_THREADS": "1",
+                "LOCAL_RANK": rank,
+                "MASTER_PORT": port,
+            },
             stdout=subprocess.DEVNULL,
             stderr=(folder / f"errors-{rank}").open("w"),
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY
+from support.runs import TINY
 
 import deq_lightning
 from deq_lightning.cli import main

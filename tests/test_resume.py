@@ -5,29 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY
+from support.runs import TINY, assert_equal
 
 from deq_lightning.cli import main
 
 
 def last(run: str) -> dict[str, Any]:
     return torch.load(Path("checkpoints") / run / "last.ckpt", weights_only=True)
-
-
-def assert_equal(a: Any, b: Any) -> None:
-    """Compare nested data, tensors bit for bit."""
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b)
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_equal(a[key], b[key])
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b)
-        for x, y in zip(a, b, strict=True):
-            assert_equal(x, y)
-    else:
-        assert a == b
 
 
 @pytest.mark.parametrize(

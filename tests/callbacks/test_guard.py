@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
-from test_monitor import task, trainer
+from support.runs import digits_task as task
+from support.runs import trainer
 from torch import Tensor
 
 from deq_lightning import UPG, Digits, DivergenceGuard, FixedPointIteration, ImageClassification

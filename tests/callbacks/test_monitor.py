@@ -9,16 +9,16 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from support.runs import digits_task as task
+from support.runs import trainer, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from deq_lightning import (
     JFB,
     MDEQ,
     UPG,
-    Anderson,
     Digits,
     EquilibriumMonitor,
-    ImageClassification,
     Implicit,
     Status,
     Unrolled,
@@ -26,24 +26,7 @@ from deq_lightning import (
     spectral_radius,
 )
 
-SMALL = dict(in_channels=1, channels=(4,), groups=2, expansion=2, head_channels=(2,), final_channels=8, dropout=0.2)
 ESTIMATES = {"spectral_radius", "gradient_cosine", "gradient_norm_ratio", "audit_residual"}
-
-
-def task(max_steps: int = 12) -> ImageClassification:
-    torch.manual_seed(0)
-    net = MDEQ(**SMALL, solver=Anderson(max_steps=max_steps, rtol=1e-2))
-    return ImageClassification(net, channels_last=False)  # one format in a run and in what is computed after it
-
-
-def trainer(folder: Path, *callbacks: pl.Callback, **options: object) -> pl.Trainer:
-    quiet = dict(enable_progress_bar=False, enable_model_summary=False, logger=False, accelerator="cpu")
-    steps = {"default_root_dir": folder, "max_steps": 4, "limit_val_batches": 2, "log_every_n_steps": 1}
-    return pl.Trainer(**{**steps, **quiet, **options}, callbacks=list(callbacks))
-
-
-def weights(task: pl.LightningModule) -> list[torch.Tensor]:
-    return [value.clone() for value in task.state_dict().values()]
 
 
 @pytest.mark.parametrize("strategy", [UPG(), Implicit(), Unrolled(unroll_steps=2)])

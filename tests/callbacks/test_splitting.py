@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import pytorch_lightning as pl
 import torch
-from test_monitor import task as mdeq_task
-from test_monitor import trainer, weights
+from support.runs import digits_task as mdeq_task
+from support.runs import trainer, weights
 
 from deq_lightning import (
     MON,

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fake_data import CITYSCAPES_COLOURS, error_of, make_cityscapes
 from PIL import Image
+from support.fake_data import CITYSCAPES_COLOURS, error_of, make_cityscapes
 from torch import Tensor
 from torchvision import datasets
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from fake_data import make_ppi, make_tu
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.demos.boring_classes import BoringModel
+from support.fake_data import make_ppi, make_tu
 from torch import Tensor
 from torch_geometric.data import Batch, Data
 

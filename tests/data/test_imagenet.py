@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fake_data import error_of, make_imagenet
 from PIL import Image
+from support.fake_data import error_of, make_imagenet
 from torch import Tensor
 from torch.utils.data import DataLoader
 

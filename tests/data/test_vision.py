@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fake_data import labels_of, make_cifar10, make_mnist, make_svhn
+from support.fake_data import labels_of, make_cifar10, make_mnist, make_svhn
 from torch import Tensor
 from torch.utils.data import Subset
 from torchvision import transforms

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from problems import (
+from support.problems import (
     AFFINE,
     CONTRACTIVE,
     dense_gradient,

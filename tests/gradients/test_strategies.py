@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from problems import CONTRACTIVE, Recorder, linear, newton, random, tanh
+from support.problems import CONTRACTIVE, Recorder, linear, newton, random, tanh
 from torch import nn
 
 from deq_lightning.gradients import JFB, NPG, UPG, GradientStrategy, Implicit, Unrolled

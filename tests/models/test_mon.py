@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 import torch
-from problems import newton, random, relative_error
+from support.problems import newton, random, relative_error
 from torch import Tensor
 
 from deq_lightning import (

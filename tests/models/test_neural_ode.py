@@ -3,12 +3,12 @@
 import copy
 from pathlib import Path
 
-import fake_data
 import pytest
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from problems import relative_error
+from support import fake_data
+from support.problems import relative_error
 from torch import Tensor, nn
 from torchdiffeq import odeint
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from problems import AFFINE, BATCH, CONTRACTIVE, Recorder, conv, linear, matrix, newton, random, rotations, tanh
+from support.problems import AFFINE, BATCH, CONTRACTIVE, Recorder, conv, linear, matrix, newton, random, rotations, tanh
 
 from deq_lightning.solvers import GMRES, Anderson, Broyden, FixedPointIteration, Status
 from deq_lightning.state import pack

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from problems import linear, matrix, random
+from support.problems import linear, matrix, random
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from deq_lightning.solvers import GMRES, Anderson, Broyden, FixedPointIteration, Status

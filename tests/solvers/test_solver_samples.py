@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from problems import CONTRACTIVE, Recorder, linear, tanh
+from support.problems import CONTRACTIVE, Recorder, linear, tanh
 
 from deq_lightning.solvers import GMRES, Anderson, Broyden, FixedPointIteration, Status
 from deq_lightning.state import pack

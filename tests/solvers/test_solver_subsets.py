@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from problems import CONTRACTIVE, matrix, newton, random
+from support.problems import CONTRACTIVE, matrix, newton, random
 from test_solver_samples import CLOSE, SOLVERS
 
 from deq_lightning.models import FPN, MDEQ

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from problems import AFFINE, CONTRACTIVE, Problem, Recorder, linear, newton, pyramid, tanh
+from support.problems import AFFINE, CONTRACTIVE, Problem, Recorder, linear, newton, pyramid, tanh
 
 from deq_lightning.solvers import GMRES, Anderson, Broyden, FixedPointIteration, Solver, Status
 from deq_lightning.state import pack

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
-from conftest import QUIET
-from fake_data import make_ppi, make_tu
+from support.fake_data import make_ppi, make_tu
+from support.runs import QUIET
 from torch import Tensor, nn
 from torch_geometric.data import Batch, Data
 from torch_geometric.loader import DataLoader

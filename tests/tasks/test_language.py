@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from conftest import QUIET
-from test_resume import assert_equal
+from support.runs import QUIET, assert_equal
 
 from deq_lightning import (
     MDEQ,

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from conftest import QUIET
+from support.runs import QUIET
 
 from deq_lightning import Anderson
 from deq_lightning.cli import main

@@ -1,6 +1,6 @@
 """Trains a small model with every strategy, alone or as one of several processes.
 
-As a script, with LOCAL_RANK and MASTER_PORT in the environment: python two_processes.py PROCESSES FILE
+As a script, with LOCAL_RANK and MASTER_PORT in the environment: python -m support.two_processes PROCESSES FILE
 It then trains a language model as well, on the text in the current folder.
 """
 
@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytorch_lightning as pl
-import text_processes
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
@@ -27,6 +26,7 @@ from deq_lightning import (
     Solver,
     Unrolled,
 )
+from support import text_processes
 
 STRATEGIES = {
     "UPG": UPG,

@@ -1,0 +1,1 @@
+"""What the tests share: problems with known answers, data of real formats, small runs."""
