@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from deq_lightning import GMRES, JFB, MDEQ, NPG, UPG, Anderson, Broyden, Implicit, Solver, Unrolled
 from deq_lightning.gradients import GradientStrategy
 from deq_lightning.gradients.base import unroll
-from deq_lightning.models.frozen import frozen
+from deq_lightning.models.layers.frozen import frozen
 from deq_lightning.solvers import FixedPointMap
 from deq_lightning.state import State, parts
 

@@ -23,10 +23,10 @@ from measure import Counter, interleaved, peak_bytes, ratio, versions
 from torch import Tensor, nn
 
 from deq_lightning import FPN, JFB, MDEQ, UPG, Broyden, Implicit
-from deq_lightning.cli import main as command_line
+from deq_lightning.app.cli import main as command_line
 from deq_lightning.gradients import GradientStrategy
-from deq_lightning.models.frozen import WeightNormConv2d, frozen
-from deq_lightning.models.multiscale import Fusion, MultiscaleCell, ResidualBlock, States
+from deq_lightning.models.layers.frozen import WeightNormConv2d, frozen
+from deq_lightning.models.mdeq.cell import Fusion, MultiscaleCell, ResidualBlock, States
 
 REFERENCE_STEP = 1266 / 22.0  # of the published code for UPG, in evaluations of its cell without gradients
 LARGE: dict[str, Any] = {"channels": (32, 64, 128, 256)}

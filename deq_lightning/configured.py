@@ -16,6 +16,10 @@ class CombinationError(ValueError):
     """Two choices that are each valid exclude each other; the message says which, and what to type instead."""
 
 
+class RunError(RuntimeError):
+    """A run cannot go on; the message says what was seen and what to change."""
+
+
 def check_at_least(minimum: float, advice: str = "", **values: float) -> None:
     """Raise a ValueError that names the first of `values` below `minimum`, or not a number, and gives the advice."""
     for name, value in values.items():

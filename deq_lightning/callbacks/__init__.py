@@ -1,7 +1,5 @@
-"""Callbacks that write down or watch what a run does."""
+"""Callbacks: what watches, guards, tunes and writes."""
 
-from deq_lightning.callbacks.guard import DivergenceError as DivergenceError
-from deq_lightning.callbacks.guard import DivergenceGuard as DivergenceGuard
-from deq_lightning.callbacks.monitor import EquilibriumMonitor as EquilibriumMonitor
-from deq_lightning.callbacks.predictions import PredictionWriter as PredictionWriter
-from deq_lightning.callbacks.tuner import SplittingTuner as SplittingTuner
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)  # of the stub beside this file

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from deq_lightning.callbacks.watcher import SolutionWatcher
-from deq_lightning.configured import check_at_least
+from deq_lightning.configured import RunError, check_at_least
 from deq_lightning.solvers import Status
 
 CAUSES = {
@@ -19,7 +19,7 @@ CAUSES = {
 }
 
 
-class DivergenceError(RuntimeError):
+class DivergenceError(RunError):
     """Training has diverged; the message says what was seen, what to change, and where to go back to."""
 
 

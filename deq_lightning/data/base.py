@@ -1,113 +1,17 @@
-"""What all data modules share: splits, loaders, and randomness that survives a resume."""
+"""What all data modules share: splits and loaders."""
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Sequence, Sized
 from typing import Any, ClassVar, cast
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.data import suggested_max_num_workers
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from deq_lightning.configured import check_at_least
-
-
-class DataError(Exception):
-    """The data cannot be used as asked for; the message is one line that says what to type.
-
-    Args:
-        message: that line. PyTorch makes an error of a loader's worker anew, from its traceback: then the line at the
-            traceback's end.
-    """
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message.rsplit(f"{type(self).__name__}: ", 1)[-1].strip())
-
-
-class DatasetNotFoundError(DataError, FileNotFoundError):
-    """A dataset is missing or damaged."""
-
-
-class SplitError(DataError, ValueError):
-    """A split does not fit the dataset."""
-
-
-def brief(error: Exception) -> str:
-    """Return the first line of an error, to stand in brackets."""
-    return (str(error).splitlines() or [type(error).__name__])[0].strip(" .:")
-
-
-def derive_seed(*numbers: int) -> int:
-    """Hash non-negative numbers to one seed, so that neighbouring (seed, epoch) pairs never share a stream."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
-
-
-class EpochShuffle(Sampler[int]):
-    """Shuffles by seed and epoch alone, so that a resumed run sees the order of an uninterrupted one.
-
-    Lightning calls `set_epoch` before each epoch. With several devices it draws an order of its own over this one, by
-    epoch and global seed, and deals it out.
-
-    Args:
-        length: number of samples.
-        seed: 0 or more.
-    """
-
-    def __init__(self, length: int, seed: int) -> None:
-        self.length = length
-        self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the permutation of the next pass."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
-        yield from torch.randperm(self.length, generator=generator).tolist()
-
-
-class SeededDraws(Dataset[Any]):
-    """Gives a sample's random transforms a stream of their own, fixed by seed, epoch and index.
-
-    So augmentation resumes exactly, does not depend on the number of workers, and draws nothing from the global stream.
-
-    Args:
-        dataset: its transforms draw from torch's CPU generator, as torchvision's do.
-        seed: 0 or more.
-    """
-
-    def __init__(self, dataset: Dataset[Any], seed: int) -> None:
-        self.dataset = dataset
-        self.seed = seed
-        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # persistent workers see it change
-
-    def __len__(self) -> int:
-        return len(cast(Sized, self.dataset))
-
-    def __getitem__(self, index: int) -> Any:
-        with torch.random.fork_rng(devices=[]):
-            # not torch.manual_seed: it would restart the accelerator's stream too
-            torch.default_generator.manual_seed(derive_seed(self.seed, int(self.epoch), index))
-            return self.dataset[index]
-
-
-class TrainLoader(DataLoader[Any]):
-    """A DataLoader that looks at its sampler's epoch when the first batch is asked for.
-
-    A plain one lets its workers prefetch as soon as an iterator exists, and Lightning makes a resumed run's iterator
-    before it sets the epoch: the first resumed epoch would repeat the order of epoch 0.
-    """
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator: nothing runs before the first `next`
-        if isinstance(self.dataset, SeededDraws):
-            self.dataset.epoch.fill_(getattr(self.sampler, "epoch", 0))
-        yield from super().__iter__()
+from deq_lightning.data.order import EpochShuffle, TrainLoader
 
 
 class DataModule(pl.LightningDataModule, ABC):

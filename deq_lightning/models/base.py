@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from deq_lightning.gradients import UPG, GradientStrategy
-from deq_lightning.models.frozen import frozen
+from deq_lightning.models.layers.frozen import frozen
 from deq_lightning.solvers import Anderson, FixedPointMap, Partition, Solution, Solver
 from deq_lightning.state import State
 

@@ -13,7 +13,7 @@ from torchmetrics import MeanMetric
 from deq_lightning.configured import CombinationError, check_at_least
 from deq_lightning.estimators import JacobianPenalty
 from deq_lightning.models import Equilibrium, Network
-from deq_lightning.models.transformer import Memory, Segment
+from deq_lightning.models.language.transformer import Memory, Segment
 from deq_lightning.tasks.base import ImplicitTask, solver_columns
 
 UNKNOWN_ID = 0  # in every vocabulary, of the word that stands for all others

@@ -21,8 +21,8 @@ from deq_lightning import (
     SplittingTuner,
     Status,
 )
-from deq_lightning.callbacks.tuner import steps_with
-from deq_lightning.models.splitting import MonotoneModel
+from deq_lightning.callbacks.splitting import steps_with
+from deq_lightning.models.monotone.splitting import MonotoneModel
 
 
 def task(splitting: str = "peaceman_rachford", alpha: float = 1.0, **options: object) -> ImageClassification:

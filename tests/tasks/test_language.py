@@ -24,12 +24,12 @@ from deq_lightning import (
     WarmupCosineToEnd,
     WikiText2,
 )
-from deq_lightning.cli import main
+from deq_lightning.app.cli import main
 from deq_lightning.configured import CombinationError
 from deq_lightning.data import DataError
-from deq_lightning.data.vocabulary import SPECIAL
-from deq_lightning.data.vocabulary import UNKNOWN_ID as UNKNOWN_IN_DATA
-from deq_lightning.models.transformer import Segment
+from deq_lightning.data.text.vocabulary import SPECIAL
+from deq_lightning.data.text.vocabulary import UNKNOWN_ID as UNKNOWN_IN_DATA
+from deq_lightning.models.language.transformer import Segment
 from deq_lightning.tasks.language import UNKNOWN_ID
 
 WORDS, STREAMS, LENGTH = 60, 16, 57  # 7 steps an epoch, the last one on 57 words as well

@@ -1,0 +1,46 @@
+"""Configs found by name."""
+
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ActionConfigFile
+
+from deq_lightning.app.messages import UsageError, suggest
+from deq_lightning.app.names import load_named
+
+PACKAGE = Path(__file__).parent.parent
+# As given, then the user's own, then those that come with the package: in a wheel, in a checkout.
+CONFIG_FOLDERS = (Path(), Path("configs"), PACKAGE / "configs", PACKAGE.parent / "configs")
+
+
+class ConfigByName(ActionConfigFile):
+    """Takes a path or the bare name of a config."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        """Load the config found."""
+        try:
+            found = find_config(values)
+        except UsageError as error:
+            parser.error(str(error), error)
+        load_named([found.read_text()])
+        super().__call__(parser, cfg, str(found), option_string)
+
+
+def find_config(name: str) -> Path:
+    """Return the config file of that name: as given, in `configs/`, or among those that come with the package.
+
+    Args:
+        name: a path or a bare name, with or without `.yaml`.
+
+    Raises:
+        UsageError: if there is none; names the nearest.
+    """
+    for candidate in (folder / f"{name}{suffix}" for folder in CONFIG_FOLDERS for suffix in ("", ".yaml")):
+        if candidate.is_file():
+            return candidate
+    raise UsageError(f"there is no config `{name}`. {suggest(Path(name).stem, known_configs())}")
+
+
+def known_configs() -> list[str]:
+    """Return the bare names of the configs in reach."""
+    return sorted({path.stem for folder in CONFIG_FOLDERS for path in folder.glob("*_*.yaml")})

@@ -1,0 +1,198 @@
+"""`python -m deq_lightning cross_validate`: a run for every fold, and what they come to."""
+
+import argparse
+import json
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from deq_lightning.app.checkpoints import read_checkpoint
+from deq_lightning.app.messages import UsageError
+from deq_lightning.app.runs import run_name, say
+
+RESULTS = "cross_validation.json"
+OWN_PROTOCOL = "each fold's epoch is selected by a validation part of the other folds"
+Main = Callable[..., Any]  # the command line's own, from arguments to its object
+
+
+def cross_validate(args: Sequence[str], main: Main) -> Any:
+    """Fit and test a fresh model for every fold of the data, and write down each result as soon as it is there.
+
+    The same settings again go on where they were interrupted, within a fold from its last checkpoint.
+
+    Args:
+        args: what is typed after `cross_validate`.
+        main: runs the command line.
+
+    Returns:
+        The command line object of the arguments, built and not run.
+
+    Raises:
+        UsageError: if the data has no folds, nothing would select an epoch, or the folder holds the results of other
+            settings.
+    """
+    options, rest = _parser().parse_known_args(args)
+    cli = main(rest, run=False)  # so that whatever is wrong is said before the first fold
+    data = cli.datamodule
+    if not hasattr(data, "folds"):
+        raise UsageError(f"`cross_validate` needs data that comes in folds, `TUGraphs`, got `{type(data).__name__}`.")
+    _check_selection(cli)
+    data.validate_on_test |= options.select_on_test == "true"
+    data.prepare_data()
+    data.setup("fit")
+
+    parent = Path(cli.config.trainer.default_root_dir or "checkpoints")
+    name = options.run or run_name(cli.config) + ("_folds_selected_on_test" if data.validate_on_test else "_folds")
+    last = f"{cli.config.last_checkpoint.filename}.ckpt"
+    rest += ["--data.validate_on_test", str(data.validate_on_test).lower(), "--test_after_fit", "true"]
+    results = _results_so_far(parent / name / RESULTS, cli)
+    for fold in range(data.folds):
+        if str(fold) not in results["folds"]:
+            place = _place(parent, f"{name}/fold-{fold}", last)
+            results["folds"][str(fold)] = _run(main, ["fit", *rest, "--data.fold", str(fold), *place])
+            _average(results)
+            _write(parent / name / RESULTS, results)
+    say(_table(results))
+    say(f"results: {parent / name / RESULTS}")
+    return cli
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="deq_lightning cross_validate",
+        description="Fit and test a fresh model for every fold of the data. The same command again goes on where it "
+        "was interrupted.",
+        epilog="Everything else is as for `fit`: `--config proteins_upg --data.folds 5 --gradient JFB`.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--select_on_test",
+        nargs="?",
+        choices=["true", "false"],
+        const="true",
+        default="false",
+        help="Select each fold's epoch by its test accuracy, after training on all other folds, as published results "
+        "were (`--data.validate_on_test true`); not for results of your own.",
+    )
+    parser.add_argument("--run", help="Name of the folder. By default that of the config with `_folds` after it.")
+    return parser
+
+
+def _check_selection(cli: Any) -> None:
+    """Make sure that every fold ends with a checkpoint that was selected."""
+    monitor = str(cli.config.best_checkpoint.monitor)
+    if not monitor.startswith("val_"):
+        raise UsageError(
+            f"`best_checkpoint.monitor` must be a figure of the validation, such as val_acc, got {monitor}."
+        )
+    trainer = cli.config.trainer
+    for key, prevents in {
+        "enable_checkpointing": trainer.enable_checkpointing is False,
+        "fast_dev_run": bool(trainer.fast_dev_run),
+    }.items():
+        if prevents:
+            raise UsageError(
+                f"`cross_validate` tests the best checkpoint of each fold, and with `--trainer.{key} "
+                f"{str(trainer[key]).lower()}` there is none. Leave that out."
+            )
+
+
+def _results_so_far(path: Path, cli: Any) -> dict[str, Any]:
+    """Return the results of the folds that are done, with the settings that they are of."""
+    protocol = f"not comparable: {'; '.join(cli.departures)}" if cli.departures else OWN_PROTOCOL
+    new = {"protocol": protocol, "settings": json.loads(cli.parser.dump(cli.config, format="json")), "folds": {}}
+    if not path.is_file():
+        return new
+    found: dict[str, Any] = json.loads(path.read_text())
+    typed, theirs = ({"protocol": one["protocol"]} | one["settings"] for one in (new, found))
+    difference = _difference(theirs, typed)
+    if difference:
+        raise UsageError(
+            f"`{path.parent}` holds the folds of other settings: {difference}. Type `--run NAME` for new ones."
+        )
+    return found
+
+
+def _difference(theirs: dict[str, Any], typed: dict[str, Any]) -> str | None:
+    """Say the first thing that differs between two trees of settings."""
+    one, other = dict(_leaves(theirs)), dict(_leaves(typed))
+    for key in [*one, *other]:
+        if key != "config" and one.get(key) != other.get(key):
+            return f"there `{key}` is {one.get(key)}, here {other.get(key)}"
+    return None
+
+
+def _average(results: dict[str, Any]) -> None:
+    """Put the means and standard deviations beside the folds."""
+    folds = list(results["folds"].values())
+    for figure in folds[0]["test"]:
+        values = [fold["test"][figure] for fold in folds]
+        # Of the folds themselves, divided by their number, as NumPy does and most published deviations.
+        results[figure] = {"mean": statistics.fmean(values), "std": statistics.pstdev(values)}
+
+
+def _leaves(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every setting with its dotted name."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{above}{key}.")
+        else:
+            yield above + key, value
+
+
+@rank_zero_only
+def _write(path: Path, results: dict[str, Any]) -> None:
+    """Write the results, all or nothing."""
+    draft = path.with_name(f"{path.name}.part")
+    draft.write_text(json.dumps(results, indent=2) + "\n")
+    draft.replace(path)
+
+
+def _place(parent: Path, name: str, last: str) -> list[str]:
+    """Return the arguments that begin a fold, or go on from its last checkpoint."""
+    own = parent / name
+    if (own / last).is_file():
+        return ["--ckpt_path", str(own / last)]
+    if not any(own.glob("*.ckpt")):
+        rank_zero_only(shutil.rmtree)(own, ignore_errors=True)  # of a run that did not come to its first checkpoint
+    return ["--run", name]
+
+
+def _run(main: Main, arguments: list[str]) -> dict[str, Any]:
+    """Fit one fold and return its results; what was done before an interruption is not in the time."""
+    began = time.monotonic()
+    cli = main(arguments)
+    best = cli.config_init.fit.best_checkpoint
+    if best.best_model_score is None:
+        raise UsageError("a fold ended without a validation, and nothing selected its epoch. Train for longer.")
+    return {
+        "monitor": best.monitor,
+        "val": best.best_model_score.item(),
+        "test": {
+            name: value.item() for name, value in cli.trainer.callback_metrics.items() if name.startswith("test_")
+        },
+        "epoch": read_checkpoint(best.best_model_path)["epoch"],
+        "seconds": round(time.monotonic() - began, 1),
+    }
+
+
+def _table(results: dict[str, Any]) -> str:
+    """Return the results as text."""
+    folds = results["folds"]
+    first = next(iter(folds.values()))
+    names = [first["monitor"], *first["test"]]
+    widths = [max(8, len(name)) for name in names]
+    heads = [f"{name:>{width}}" for name, width in zip(names, widths, strict=True)]
+    lines = [results["protocol"], "  ".join(["fold", *heads, "epoch", "seconds"])]
+    for number, fold in folds.items():
+        values = [fold["val"], *fold["test"].values()]
+        cells = [f"{value:{width}.4g}" for value, width in zip(values, widths, strict=True)]
+        lines.append("  ".join([f"{number:>4}", *cells, f"{fold['epoch']:5}", f"{fold['seconds']:7.1f}"]))
+    for name in first["test"]:
+        lines.append(f"{name} {results[name]['mean']:.4g} ± {results[name]['std']:.4g} over {len(folds)} folds")
+    return "\n".join(lines)

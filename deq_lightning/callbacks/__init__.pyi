@@ -1,0 +1,5 @@
+from .guard import DivergenceError as DivergenceError
+from .guard import DivergenceGuard as DivergenceGuard
+from .monitor import EquilibriumMonitor as EquilibriumMonitor
+from .predictions import PredictionWriter as PredictionWriter
+from .splitting import SplittingTuner as SplittingTuner

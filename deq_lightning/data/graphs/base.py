@@ -1,0 +1,120 @@
+"""What the data modules on graphs share."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch_geometric.data import Data
+from torch_geometric.loader import DataLoader
+
+from deq_lightning.data.base import DataModule
+from deq_lightning.data.errors import DataError, DatasetNotFoundError, brief
+from deq_lightning.data.order import TrainLoader
+
+
+class GraphTrainLoader(TrainLoader, DataLoader):
+    """A `TrainLoader` that puts the graphs of a batch side by side."""
+
+
+class GraphDataModule(DataModule):
+    """Base of the data modules on graphs, which are held in memory as `Data` objects of PyTorch Geometric.
+
+    After `setup`, `num_features` and `num_classes` are what a network must be made for, and `perron` is a bound on the
+    Perron-Frobenius eigenvalue of the adjacency of every graph.
+
+    Args:
+        batch_size: training graphs per step and device, 1 or more.
+        eval_batch_size: graphs per validation, test or prediction step; by default `batch_size`.
+        num_workers: processes that put graphs together; by default 0.
+        seed: fixes the splits and the order of the training graphs, 0 or more.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    in_memory: ClassVar[bool] = True
+    train_loader = GraphTrainLoader
+    eval_loader = DataLoader
+    num_features: int | None = None
+    num_classes: int | None = None
+    perron: float = 1.0
+
+
+class GraphFiles(GraphDataModule):
+    """Base of the data modules that read their graphs from files; a subclass says which, and how they are fetched."""
+
+    name: str  # of the collection
+    root: str
+    download: bool
+    doubtful: ClassVar[str] = "the connection"  # where a download fails
+
+    @property
+    @abstractmethod
+    def folder(self) -> Path:
+        """Where the files are."""
+
+    @property
+    @abstractmethod
+    def files(self) -> list[str]:
+        """Names of the files in it."""
+
+    @abstractmethod
+    def fetch(self) -> None:
+        """Download them."""
+
+    def prepare_data(self) -> None:
+        """Download what is missing if allowed."""
+        missing = [path for path in (self.folder / file for file in self.files) if not path.is_file()]
+        if not missing:
+            return
+        if not self.download:
+            raise DatasetNotFoundError(
+                f"`{self.name}` was not found under `{self.root}/` (expected `{missing[0]}`). {self._others()}Type "
+                "`--data.download true` to fetch it, or `--data.root PATH` to name the folder that holds it."
+            )
+        try:
+            self.fetch()
+        except Exception as error:  # whatever a download may raise
+            raise DatasetNotFoundError(
+                f"`{self.name}` could not be downloaded to `{self.root}/` ({brief(error)}). Check {self.doubtful} and "
+                "type the command again, or type `--data.root PATH` to name the folder that holds it."
+            ) from error
+
+    def _others(self) -> str:
+        """Name what is there instead."""
+        return ""
+
+
+def check_graphs(graphs: Sequence[Data], place: str) -> None:
+    """Raise a DataError unless every graph has nodes, and edges between them alone."""
+    for number, graph in enumerate(graphs):
+        if not graph.num_nodes:
+            raise DataError(f"graph {number + 1} under `{place}` has no nodes. Leave it out of the files.")
+        edges = graph.edge_index
+        if edges.numel() and not 0 <= int(edges.min()) <= int(edges.max()) < graph.num_nodes:
+            raise DataError(f"graph {number + 1} under `{place}` has an edge to a node that it does not have.")
+
+
+class OneGraph(GraphDataModule):
+    """Base of the data modules of one graph, whose masks say which nodes train, validate and test.
+
+    Args:
+        seed: fixes the splits, 0 or more.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__(batch_size=1, seed=seed)
+
+    def _use(self, graph: Data) -> None:
+        """Make the graph all three splits."""
+        self.num_features, self.num_classes = graph.num_features, int(graph.y.max()) + 1
+        self.train_set = self.val_set = self.test_set = [graph]
+
+
+def mask(rows: Sequence[int] | np.ndarray, nodes: int) -> Tensor:
+    """Return (nodes,) whether each node is among `rows`."""
+    return torch.zeros(nodes, dtype=torch.bool).index_fill(0, torch.as_tensor(rows, dtype=torch.long), True)

@@ -1,0 +1,144 @@
+"""Interactions of proteins."""
+
+import json
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch_geometric import datasets, transforms
+from torch_geometric.data import Data, download_url, extract_zip
+
+from deq_lightning.data.errors import DataError, DatasetNotFoundError, brief
+from deq_lightning.data.graphs.base import GraphFiles, check_graphs
+
+Normalization = Literal["perron", "gcn", "none"]
+
+
+def perron_bound(edge_index: Tensor, nodes: int, steps: int = 100) -> float:
+    """Return a number that the Perron-Frobenius eigenvalue of the adjacency does not exceed, and is near to.
+
+    By Collatz and Wielandt: max (A x)ᵢ / xᵢ is such a bound for every positive x, and falls to the eigenvalue as x
+    follows the power iteration.
+    """
+    source, target = edge_index
+    x, bound = torch.ones(nodes, dtype=torch.float64), float("inf")
+    for _ in range(steps):
+        image = x.index_add(0, target, x[source])  # of I + A, which does not alternate
+        bound = min(bound, (image / x).max().item() - 1)
+        x = (image / image.max()).clamp_min(1e-30)
+    return bound
+
+
+def read_ppi(folder: Path, split: str) -> list[Data]:
+    """Return the graphs of a split, which the four files hold as one graph of numbered nodes, in their order.
+
+    PyTorch Geometric's `PPI` numbers a graph's nodes from the first that has an edge, and unpickles what it finds in
+    the folder.
+    """
+    content = json.loads((folder / f"{split}_graph.json").read_text())
+    ends = torch.tensor([(link["source"], link["target"]) for link in content["links"]], dtype=torch.long)
+    parts = ("feats", "labels", "graph_id")
+    x, y, number = (torch.as_tensor(np.load(folder / f"{split}_{part}.npy")) for part in parts)
+    whole = Data(x=x.float(), y=y.float(), edge_index=ends.view(-1, 2).t())
+    if not content["directed"]:
+        whole.edge_index = torch.cat([whole.edge_index, whole.edge_index.flip(0)], dim=1)
+    whole = transforms.RemoveSelfLoops()(whole.coalesce())
+    return [whole.subgraph(number == one) for one in range(int(number.min()), int(number.max()) + 1)]
+
+
+class PPI(GraphFiles):
+    """24 graphs of proteins and their interactions in human tissues; every node has any of 121 labels.
+
+    20 graphs train, 2 validate, 2 test; 50 features. The published model sees A as it is and keeps W small by the
+    Perron-Frobenius eigenvalue ρ of each graph. By default every graph comes with A / ρ, so that a graph never seen
+    before cannot make a model ill-posed; what Ω₁ is given shrinks with it.
+
+    Args:
+        root: folder that holds `raw/`, with the files as PyTorch Geometric names them.
+        download: whether to fetch what is missing.
+        normalization: of the edges' weights: `perron` for A / ρ, `gcn` for D^(-1/2) (A + I) D^(-1/2), `none` for A.
+            For the last a network needs `perron`, the largest ρ of all graphs; the error without it says that number.
+        batch_size: training graphs per step and device, 1 or more.
+        eval_batch_size: graphs per validation, test or prediction step.
+        num_workers: processes that put graphs together; by default 0.
+        seed: fixes the order of the training graphs, 0 or more.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+        DatasetNotFoundError: from `prepare_data` and `setup`, if files are missing or damaged.
+        DataError: from `setup`, if labels are not 0 or 1.
+
+    References:
+        Hamilton, Ying and Leskovec, "Inductive representation learning on large graphs", NeurIPS 2017.
+        Zitnik and Leskovec, "Predicting multicellular function through multi-layer tissue networks", 2017.
+    """
+
+    name = "PPI"
+
+    def __init__(
+        self,
+        root: str = "data/PPI",
+        download: bool = False,
+        normalization: Normalization = "perron",
+        batch_size: int = 1,
+        eval_batch_size: int | None = 2,
+        num_workers: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size, eval_batch_size, num_workers, seed)
+        if normalization not in get_args(Normalization):
+            known = ", ".join(get_args(Normalization))
+            raise ValueError(f"`normalization` must be one of {known}; got {normalization!r}.")
+        self.root = root
+        self.download = download
+        self.normalization = normalization
+
+    @property
+    def folder(self) -> Path:
+        """Where the files are."""
+        return Path(self.root) / "raw"
+
+    @property
+    def files(self) -> list[str]:
+        """Names of those of all splits."""
+        parts = ("feats.npy", "graph_id.npy", "graph.json", "labels.npy")
+        return [f"{split}_{part}" for split in ("train", "valid", "test") for part in parts]
+
+    def fetch(self) -> None:
+        """Download them."""
+        extract_zip(download_url(datasets.PPI.url, self.root), str(self.folder))
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the graphs once, whatever the stage: what is damaged is found before training and not after it."""
+        del stage
+        if self.test_set is not None:
+            return
+        self.prepare_data()
+        self.train_set, self.val_set, self.test_set = (self._read(split) for split in ("train", "valid", "test"))
+        if self.normalization == "none":
+            graphs = [*self.train_set, *self.val_set, *self.test_set]
+            self.perron = max(perron_bound(graph.edge_index, graph.num_nodes) for graph in graphs)
+
+    def _read(self, split: str) -> list[Data]:
+        try:
+            graphs = read_ppi(self.folder, split)
+        except Exception as error:  # whatever reading a damaged file may raise
+            raise DatasetNotFoundError(
+                f"the files of `{split}` under `{self.folder}/` are damaged, cut short or not of the same nodes "
+                f"({brief(error)}). Delete `{self.folder}` and type `--data.download true` to fetch it again."
+            ) from error
+        check_graphs(graphs, str(self.folder))
+        labels = torch.cat([graph.y for graph in graphs])
+        if not ((labels == 0) | (labels == 1)).all():
+            raise DataError(f"the labels under `{self.folder}` must be 0 or 1, got {labels.min()} to {labels.max()}.")
+        self.num_features, self.num_classes = graphs[0].num_features, labels.shape[1]
+        return [self._normalised(graph) for graph in graphs]
+
+    def _normalised(self, graph: Data) -> Data:
+        if self.normalization == "gcn":
+            return transforms.GCNNorm()(graph)
+        bound = perron_bound(graph.edge_index, graph.num_nodes) if self.normalization == "perron" else 1.0
+        graph.edge_weight = torch.full((graph.num_edges,), 1 / bound if bound > 0 else 1.0)
+        return graph

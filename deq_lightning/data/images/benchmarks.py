@@ -1,0 +1,240 @@
+"""MNIST, SVHN and CIFAR-10, read through torchvision."""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from sklearn.model_selection import train_test_split
+from torch import nn
+from torch.utils.data import Dataset, Subset
+from torchvision import datasets, transforms
+
+from deq_lightning.configured import check_at_least
+from deq_lightning.data.base import DataModule
+from deq_lightning.data.errors import DatasetNotFoundError, SplitError
+from deq_lightning.data.order import SeededDraws
+
+CLASSES = 10
+# what torchvision raises on files that are missing, cut short, or not what their name says
+UNREADABLE = (RuntimeError, OSError, EOFError, ValueError, TypeError, AssertionError)
+
+
+class TorchvisionImages(DataModule):
+    """Base of the data modules on torchvision's datasets; a subclass names the dataset and its statistics.
+
+    Args:
+        root: folder that holds the dataset, laid out as torchvision does.
+        download: whether to fetch what is missing under `root`.
+        val_size: training images set aside for validation, 10 or more, in the proportions of the classes.
+        train_size: training images used, 10 or more, in the proportions of the classes. None: all that are left.
+        test_size: test images used, likewise. None: all.
+        augmentation: torchvision's random transforms, applied in this order to training images as tensors of values
+            in [0, 1], before they are normalised.
+        augment_test: whether test images get them too, as in the code of the JFB paper for CIFAR-10; not for results of
+            your own.
+        validate_on_test: whether to train on all training images and select the model on the test images, as most
+            published results were; not for results of your own.
+        batch_size: training images per step and device, 1 or more.
+        eval_batch_size: images per validation, test or prediction step; by default `batch_size`.
+        num_workers: processes that load images; by default one less than the cores of each device, at least 1 and at
+            most 8.
+        seed: fixes the splits and the order of the training images, 0 or more.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+        DatasetNotFoundError: from `prepare_data` and `setup`, if the files are missing or damaged.
+    """
+
+    dataset: ClassVar[type[datasets.VisionDataset]]
+    files: ClassVar[tuple[str, ...]]  # under `root`
+    mean: ClassVar[tuple[float, ...]]
+    std: ClassVar[tuple[float, ...]]
+    splits: ClassVar[tuple[dict[str, Any], dict[str, Any]]] = ({"train": True}, {"train": False})  # training, test
+    labels: ClassVar[str] = "targets"
+
+    def __init__(
+        self,
+        root: str = "data",
+        download: bool = False,
+        val_size: int = 5000,
+        train_size: int | None = None,
+        test_size: int | None = None,
+        augmentation: list[nn.Module] | None = None,
+        augment_test: bool = False,
+        validate_on_test: bool = False,
+        batch_size: int = 128,
+        eval_batch_size: int | None = None,
+        num_workers: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size, eval_batch_size, num_workers, seed)
+        check_at_least(
+            CLASSES,
+            val_size=val_size,
+            train_size=CLASSES if train_size is None else train_size,
+            test_size=CLASSES if test_size is None else test_size,
+        )
+        self.root = root
+        self.download = download
+        self.val_size = val_size
+        self.train_size = train_size
+        self.test_size = test_size
+        self.augmentation = list(augmentation or [])
+        self.augment_test = augment_test
+        self.validate_on_test = validate_on_test
+
+    def prepare_data(self) -> None:
+        """Download what is missing if allowed, and read both splits, so that a bad file stops the run at its start."""
+        for split in self.splits:
+            self._load(split, download=self.download)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the splits that `stage` needs, or all of them for None."""
+        training, test = self.splits
+        if stage in ("test", "predict", None) or self.validate_on_test:
+            self.test_set = self._part(self._load(test), self.test_size, self.augment_test)
+        if stage in ("fit", "validate", None):
+            self._set_train_and_val(self._load(training))
+
+    @property
+    def departures(self) -> list[str]:
+        """What makes results on this data other than they should be."""
+        selected = ["the model is selected on the test images"] if self.validate_on_test else []
+        return selected + (["the test images are augmented"] if self.augment_test else [])
+
+    def _set_train_and_val(self, full: datasets.VisionDataset) -> None:
+        if self.validate_on_test:
+            self.train_set, self.val_set = self._part(full, self.train_size, augment=True), self.test_set
+            return
+        left = len(full) - self.val_size
+        if left < (self.train_size or CLASSES):
+            wanted = f"the {self.train_size} of `train_size`" if self.train_size else str(CLASSES)
+            advice = max(CLASSES, len(full) // 10)
+            raise SplitError(
+                f"`val_size` must leave {wanted} of the {len(full)} training images to train on, got {self.val_size}. "
+                f"Type `--data.val_size {advice}`."
+            )
+        train, val = train_test_split(
+            np.arange(len(full)),
+            train_size=self.train_size,
+            test_size=self.val_size,
+            stratify=getattr(full, self.labels),
+            random_state=self.seed,
+        )
+        self.train_set, self.val_set = self._rows(full, train, augment=True), self._rows(full, val, augment=False)
+
+    def _part(self, full: datasets.VisionDataset, size: int | None, augment: bool) -> Dataset[Any]:
+        """Return `size` images in the proportions of the classes, or all of them."""
+        rows = np.arange(len(full))
+        if size is not None and size > len(full) - CLASSES:
+            raise SplitError(
+                f"a part of the {len(full)} images must leave out {CLASSES}, got {size}. Leave the size out to use all."
+            )
+        if size is not None:
+            labels = getattr(full, self.labels)
+            rows, _ = train_test_split(rows, train_size=size, stratify=labels, random_state=self.seed)
+        return self._rows(full, rows, augment)
+
+    def _rows(self, full: datasets.VisionDataset, rows: np.ndarray, augment: bool) -> Dataset[Any]:
+        if not augment or not self.augmentation:
+            return Subset(full, rows.tolist())
+        augmented = copy.copy(full)  # the same images in memory, another transform
+        augmented.transform = self._transform(self.augmentation)
+        return SeededDraws(Subset(augmented, rows.tolist()), self.seed)
+
+    def _transform(self, augmentation: Sequence[nn.Module] = ()) -> transforms.Compose:
+        return transforms.Compose([transforms.ToTensor(), *augmentation, transforms.Normalize(self.mean, self.std)])
+
+    def _load(self, split: dict[str, Any], download: bool = False) -> datasets.VisionDataset:
+        try:
+            return self.dataset(self.root, transform=self._transform(), download=download, **split)
+        except UNREADABLE as error:
+            raise DatasetNotFoundError(self._explain(error, download)) from error
+
+    def _explain(self, error: Exception, download: bool) -> str:
+        name, root = type(self).__name__, Path(self.root)
+        elsewhere = "or `--data.root PATH` to name the folder that holds it."
+        missing = [file for file in self.files if not (root / file).is_file()]
+        # One line of it, without the advice that torchvision adds on a flag that is not ours.
+        cause = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0].strip(" .:")
+        if missing and download:
+            return f"`{name}` could not be downloaded to `{root}/` ({cause}). Type the command again, {elsewhere}"
+        if missing:
+            return (
+                f"`{name}` was not found under `{root}/` (expected `{root / missing[0]}`). "
+                f"Type `--data.download true` to fetch it, {elsewhere}"
+            )
+        own = " ".join(dict.fromkeys(f"`{root / Path(file).parts[0]}`" for file in self.files))
+        return (
+            f"`{name}` under `{root}/` is damaged or cut short ({cause}). "
+            f"Delete {own} and type `--data.download true` to fetch it again, {elsewhere}"
+        )
+
+
+class MNIST(TorchvisionImages):
+    """MNIST: 60,000 training and 10,000 test images of handwritten digits, (1, 28, 28), normalised.
+
+    References:
+        LeCun et al., "Gradient-based learning applied to document recognition", Proc. IEEE 86(11), 1998.
+    """
+
+    dataset = datasets.MNIST
+    files = (
+        "MNIST/raw/train-images-idx3-ubyte",
+        "MNIST/raw/train-labels-idx1-ubyte",
+        "MNIST/raw/t10k-images-idx3-ubyte",
+        "MNIST/raw/t10k-labels-idx1-ubyte",
+    )
+    mean = (0.1307,)
+    std = (0.3081,)
+
+
+class SVHN(TorchvisionImages):
+    """SVHN: 73,257 training and 26,032 test images of house numbers, (3, 32, 32), normalised; without the extra split.
+
+    References:
+        Netzer et al., "Reading digits in natural images with unsupervised feature learning", 2011. For non-commercial
+        use.
+    """
+
+    dataset = datasets.SVHN
+    files = ("train_32x32.mat", "test_32x32.mat")
+    mean = (0.4377, 0.4438, 0.4728)
+    std = (0.1980, 0.2010, 0.1970)
+    splits = ({"split": "train"}, {"split": "test"})
+    labels = "labels"
+
+
+class CIFAR10(TorchvisionImages):
+    """CIFAR-10: 50,000 training and 10,000 test images of ten kinds of objects, (3, 32, 32), normalised.
+
+    Args:
+        root: folder that holds the dataset, laid out as torchvision does.
+        augment: whether training images are shifted by up to 4 pixels and flipped left to right at random, before
+            what `augmentation` lists.
+        options: those of `TorchvisionImages`.
+
+    References:
+        Krizhevsky, "Learning multiple layers of features from tiny images", 2009.
+    """
+
+    dataset = datasets.CIFAR10
+    files = (
+        *(f"cifar-10-batches-py/data_batch_{number}" for number in range(1, 6)),
+        "cifar-10-batches-py/test_batch",
+        "cifar-10-batches-py/batches.meta",
+    )
+    mean = (0.4914, 0.4822, 0.4465)
+    std = (0.2023, 0.1994, 0.2010)
+
+    def __init__(self, root: str = "data", augment: bool = False, **options: Any) -> None:
+        super().__init__(root, **options)
+        self.augment = augment
+        if augment:
+            self.augmentation = [
+                transforms.RandomCrop(32, padding=4),
+                transforms.RandomHorizontalFlip(),
+                *self.augmentation,
+            ]

@@ -1,0 +1,136 @@
+"""What the data modules on folders of image files share: reading, errors that name the file, the validation split."""
+
+import copy
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from PIL import Image
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+from torch.utils.data import Subset
+from torchvision.transforms import v2
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from deq_lightning.configured import check_at_least
+from deq_lightning.data.base import DataModule
+from deq_lightning.data.errors import DatasetNotFoundError, SplitError, brief
+from deq_lightning.data.order import SeededDraws
+
+# statistics of ImageNet's training images, with which all models of its lineage are trained
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+
+def read_image(path: str | Path, mode: str | None = "RGB") -> Tensor:
+    """Return what an image file holds, (channels, height, width), as bytes.
+
+    Args:
+        path: the file.
+        mode: Pillow's name of the channels wanted. None: those of the file.
+
+    Raises:
+        DatasetNotFoundError: if the file cannot be read; names it.
+    """
+    try:
+        with Image.open(path) as image:
+            # Tensors, because their transforms are faster than those of Pillow's images.
+            return pil_to_tensor(image if mode is None else image.convert(mode))
+    except Exception as error:  # whatever reading a damaged file may raise
+        raise DatasetNotFoundError(
+            f"`{path}` cannot be read, it is damaged or cut short ({brief(error)}). Unpack or copy that file again."
+        ) from error
+
+
+class ImageFiles(DataModule):
+    """Base of the data modules that read their images from files while training.
+
+    Args:
+        root: folder that holds the dataset.
+        val_size: training images set aside for validation.
+        batch_size: training images per step and device, 1 or more.
+        eval_batch_size: images per validation, test or prediction step; by default `batch_size`.
+        num_workers: processes that load images; by default one less than the cores of each device, at least 1.
+        prefetch_factor: batches that each worker loads ahead, 1 or more; more where the disk is slow at times, at the
+            price of as many batches of memory.
+        seed: fixes the splits, the order and the random transforms of the training images, 0 or more.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+        DatasetNotFoundError: from `prepare_data` and `setup`, if files are missing; from the loaders, if one is
+            damaged.
+        SplitError: from `setup`, if `val_size` does not fit the dataset.
+    """
+
+    max_workers: ClassVar[int | None] = None  # decoding keeps every core busy
+    groups: ClassVar[str]  # of images, which all splits hold in the same proportions
+
+    def __init__(
+        self,
+        root: str,
+        val_size: int,
+        batch_size: int = 128,
+        eval_batch_size: int | None = None,
+        num_workers: int | None = None,
+        prefetch_factor: int = 2,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size, eval_batch_size, num_workers, seed)
+        check_at_least(1, val_size=val_size, prefetch_factor=prefetch_factor)
+        self.root = root
+        self.val_size = val_size
+        self.prefetch_factor = prefetch_factor
+
+    @abstractmethod
+    def _read(self, split: str) -> Any:
+        """Return torchvision's dataset of the files of `split`, "train" or "val", with the transform of evaluation."""
+
+    @abstractmethod
+    def _groups(self, dataset: Any) -> Sequence[int | str]:
+        """Return the group of each image."""
+
+    @abstractmethod
+    def _augmentation(self) -> v2.Transform:
+        """Return what is done to training images."""
+
+    def prepare_data(self) -> None:
+        """Look at the files of both splits, so that a missing one stops the run at its start."""
+        for split in ("train", "val"):
+            self._read(split)
+
+    def setup(self, stage: str | None = None) -> None:
+        """List the files of the splits that `stage` needs, or of all of them for None."""
+        if stage in ("fit", "validate", None):
+            evaluated = self._read("train")
+            train, val = self._split(self._groups(evaluated))
+            augmented = copy.copy(evaluated)  # the same files
+            augmented.transform = self._augmentation()
+            self.train_set = SeededDraws(Subset(augmented, train), self.seed)
+            self.val_set = Subset(evaluated, val)
+        if stage in ("test", "predict", None):
+            self.test_set = self._read("val")
+
+    def _split(self, groups: Sequence[int | str]) -> tuple[list[int], list[int]]:
+        """Return the training images to train on and those to validate with."""
+        names, sizes = np.unique(groups, return_counts=True)
+        count, lowest = len(groups), len(names)
+        if sizes.min() < 2:
+            raise SplitError(
+                f"each of the {self.groups} under `{self.root}/` must have 2 training images or more, to train and to "
+                f"validate, one has {sizes.min()}. Add images to it or leave it out."
+            )
+        if not lowest <= self.val_size <= count - lowest:
+            raise SplitError(
+                f"`val_size` must be {lowest} to {count - lowest}, because {lowest} {self.groups} share the {count} "
+                f"training images; got {self.val_size}. Type `--data.val_size {max(lowest, count // 25)}`."
+            )
+        train, val = train_test_split(
+            np.arange(count), test_size=self.val_size, stratify=groups, random_state=self.seed
+        )
+        return train.tolist(), val.tolist()
+
+    def _loader_options(self) -> dict[str, Any]:
+        options = super()._loader_options()
+        return {**options, "prefetch_factor": self.prefetch_factor if options["num_workers"] else None}

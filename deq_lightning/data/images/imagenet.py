@@ -1,0 +1,112 @@
+"""ImageNet, read from its files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torchvision import datasets
+from torchvision.datasets.folder import is_image_file
+from torchvision.transforms import v2
+
+from deq_lightning.configured import check_at_least
+from deq_lightning.data.errors import DatasetNotFoundError
+from deq_lightning.data.images.files import MEAN, STD, ImageFiles, read_image
+
+MARGIN = 0.875  # share of an evaluated image's shorter side that is looked at
+
+
+class ImageNet(ImageFiles):
+    """ImageNet (ILSVRC 2012): 1,281,167 training images of a thousand classes, (3, 224, 224), normalised.
+
+    The test split is what ImageNet calls its validation set, 50,000 images, on which every paper reports; validation
+    takes `val_size` of the training images, in the proportions of the classes. Training images are cropped, stretched
+    and flipped left to right at random; of all others the center is evaluated. Any images laid out in the same way
+    will do: `train/CLASS/` and `val/CLASS/` with the same classes.
+
+    Args:
+        root: folder that holds `train` and `val`, each with a folder of images for each class.
+        image_size: height and width in pixels. Evaluation brings the shorter side to `image_size` / 0.875 first.
+        crop_area: lowest and highest share of a training image's area in a random crop, in (0, 1].
+        crop_aspect: lowest and highest width of a random crop divided by its height. The defaults of both are the
+            usual ones; the phantom-gradient models have 0.1 to 1 and 0.8 to 1.25.
+        val_size: training images set aside for validation, as many as there are classes or more.
+        options: those of `ImageFiles`.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    References:
+        Russakovsky et al., "ImageNet large scale visual recognition challenge", IJCV 115(3), 2015.
+    """
+
+    groups = "classes"
+
+    def __init__(
+        self,
+        root: str = "data/imagenet",
+        image_size: int = 224,
+        crop_area: tuple[float, float] = (0.08, 1.0),
+        crop_aspect: tuple[float, float] = (3 / 4, 4 / 3),
+        val_size: int = 10_000,
+        **options: Any,
+    ) -> None:
+        super().__init__(root, val_size, **options)
+        check_at_least(1, image_size=image_size)
+        if not 0 < crop_area[0] <= crop_area[1] <= 1:
+            raise ValueError(f"`crop_area` must be two ascending shares in (0, 1], got {list(crop_area)}.")
+        if not 0 < crop_aspect[0] <= crop_aspect[1]:
+            raise ValueError(f"`crop_aspect` must be two ascending positive numbers, got {list(crop_aspect)}.")
+        self.image_size = image_size
+        self.crop_area = crop_area
+        self.crop_aspect = crop_aspect
+
+    def prepare_data(self) -> None:
+        """Look at the files of both splits, so that a missing one stops the run at its start."""
+        train, val = (set(self._read(split).classes) for split in ("train", "val"))
+        if train != val:
+            lost, held_by = (train - val, "train") if train - val else (val - train, "val")
+            raise self._error(f"`{min(lost)}`, one of {len(lost)} such folders, is in `{held_by}` only")
+
+    def _read(self, split: str) -> datasets.ImageFolder:
+        folder = Path(self.root).expanduser() / split
+        try:
+            return datasets.ImageFolder(folder, self._evaluation(), loader=read_image)
+        except OSError as error:
+            raise self._error(_fault(folder) or str(error)) from error
+
+    def _groups(self, dataset: Any) -> Sequence[int | str]:
+        return dataset.targets
+
+    def _augmentation(self) -> v2.Transform:
+        crop = v2.RandomResizedCrop(self.image_size, self.crop_area, self.crop_aspect)
+        return v2.Compose([crop, v2.RandomHorizontalFlip(), *_to_floats()])
+
+    def _evaluation(self) -> v2.Transform:
+        resize = v2.Resize(round(self.image_size / MARGIN))
+        return v2.Compose([resize, v2.CenterCrop(self.image_size), *_to_floats()])
+
+    def _error(self, fault: str) -> DatasetNotFoundError:
+        root = Path(self.root)
+        unpack = f"from torchvision.datasets import ImageNet; [ImageNet('{root}', one) for one in ('train', 'val')]"
+        return DatasetNotFoundError(
+            f"`ImageNet` needs images in `{root}/train/CLASS/` and `{root}/val/CLASS/`, of the same classes; {fault}. "
+            "Type `--data.root PATH` to name the folder that holds them, or put ILSVRC2012_img_train.tar, "
+            "ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz from https://image-net.org/download into "
+            f'`{root}/` and type `python -c "{unpack}"`, which unpacks `train` and `val` where they do not exist.'
+        )
+
+
+def _fault(folder: Path) -> str | None:
+    """Say what is wrong with the folder of a split, if it is the layout."""
+    if not folder.is_dir():
+        return f"there is no folder `{folder}`"
+    classes = sorted(entry for entry in folder.iterdir() if entry.is_dir())
+    if not classes:
+        return f"`{folder}` has no folders, one for each class, in it"
+    empty = (one for one in classes if not any(is_image_file(file.name) for file in one.rglob("*")))
+    return next((f"`{one}` holds no images" for one in empty), None)
+
+
+def _to_floats() -> list[v2.Transform]:
+    return [v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]

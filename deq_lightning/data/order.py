@@ -1,0 +1,79 @@
+"""Randomness of training samples that survives a resume: their order, and what is drawn for each."""
+
+from collections.abc import Iterator, Sized
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+
+def derive_seed(*numbers: int) -> int:
+    """Hash non-negative numbers to one seed, so that neighbouring (seed, epoch) pairs never share a stream."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+class EpochShuffle(Sampler[int]):
+    """Shuffles by seed and epoch alone, so that a resumed run sees the order of an uninterrupted one.
+
+    Lightning calls `set_epoch` before each epoch. With several devices it draws an order of its own over this one, by
+    epoch and global seed, and deals it out.
+
+    Args:
+        length: number of samples.
+        seed: 0 or more.
+    """
+
+    def __init__(self, length: int, seed: int) -> None:
+        self.length = length
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the permutation of the next pass."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
+        yield from torch.randperm(self.length, generator=generator).tolist()
+
+
+class SeededDraws(Dataset[Any]):
+    """Gives a sample's random transforms a stream of their own, fixed by seed, epoch and index.
+
+    So augmentation resumes exactly, does not depend on the number of workers, and draws nothing from the global stream.
+
+    Args:
+        dataset: its transforms draw from torch's CPU generator, as torchvision's do.
+        seed: 0 or more.
+    """
+
+    def __init__(self, dataset: Dataset[Any], seed: int) -> None:
+        self.dataset = dataset
+        self.seed = seed
+        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # persistent workers see it change
+
+    def __len__(self) -> int:
+        return len(cast(Sized, self.dataset))
+
+    def __getitem__(self, index: int) -> Any:
+        with torch.random.fork_rng(devices=[]):
+            # not torch.manual_seed: it would restart the accelerator's stream too
+            torch.default_generator.manual_seed(derive_seed(self.seed, int(self.epoch), index))
+            return self.dataset[index]
+
+
+class TrainLoader(DataLoader[Any]):
+    """A DataLoader that looks at its sampler's epoch when the first batch is asked for.
+
+    A plain one lets its workers prefetch as soon as an iterator exists, and Lightning makes a resumed run's iterator
+    before it sets the epoch: the first resumed epoch would repeat the order of epoch 0.
+    """
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator: nothing runs before the first `next`
+        if isinstance(self.dataset, SeededDraws):
+            self.dataset.epoch.fill_(getattr(self.sampler, "epoch", 0))
+        yield from super().__iter__()

@@ -1,0 +1,71 @@
+"""The words of a text and their ids."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from itertools import chain
+
+import numpy as np
+
+from deq_lightning.data.errors import DataError
+
+SPECIAL = ("<unk>", "<eos>")
+UNKNOWN_ID, END_ID = range(len(SPECIAL))
+
+
+class Vocabulary:
+    """Words and their ids: `<unk>` is 0, `<eos>` is 1, then the others, the most frequent first.
+
+    Args:
+        words: by id.
+    """
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self.words = list(words)
+
+    @classmethod
+    def most_frequent(cls, counts: Counter[str], size: int | None) -> "Vocabulary":
+        """Return the `size` most frequent words, or all for None; of equally frequent ones those that came first.
+
+        Raises:
+            DataError: if there are fewer, or none.
+        """
+        others = [word for word, _ in counts.most_common() if word not in SPECIAL]
+        largest = len(SPECIAL) + len(others)
+        if not others:
+            raise DataError("the train split has no words. Name a text that has some.")
+        if size is not None and size > largest:
+            raise DataError(
+                f"`vocab_size` must be at most {largest}, the words of the train split, got {size}. "
+                f"Type `--data.vocab_size {largest} --model.net.vocab_size {largest}`."
+            )
+        return cls([*SPECIAL, *others][:size])
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    @cached_property
+    def ids(self) -> dict[str, int]:
+        """The id of each word."""
+        return {word: number for number, word in enumerate(self.words)}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A number that any other vocabulary does not have."""
+        return hashlib.sha256("\n".join(self.words).encode()).hexdigest()
+
+    def encode(self, lines: Iterable[Sequence[str]]) -> np.ndarray:
+        """Return (words,) the ids of lines of words, with `<eos>` at the end of each."""
+        numbers = self.ids
+
+        def ids_of(line: Sequence[str]) -> Iterator[int]:
+            yield from (numbers.get(word, UNKNOWN_ID) for word in line)
+            yield END_ID
+
+        return np.fromiter(chain.from_iterable(map(ids_of, lines)), dtype=np.int32)
+
+    def text(self, ids: Iterable[int]) -> str:
+        """Return the words with these ids, a line to the `<eos>`."""
+        words = ("\n" if number == END_ID else self.words[number] for number in ids)
+        return " ".join(words).replace(" \n", "\n").replace("\n ", "\n").strip()

@@ -1,0 +1,1 @@
+"""Fixed-point networks of the JFB paper."""

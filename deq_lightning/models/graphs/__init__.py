@@ -1,0 +1,1 @@
+"""Implicit graph neural networks."""

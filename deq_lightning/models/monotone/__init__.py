@@ -1,0 +1,1 @@
+"""Monotone operator equilibrium networks."""

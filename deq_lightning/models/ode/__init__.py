@@ -1,0 +1,1 @@
+"""Neural ordinary differential equations, a baseline without an equilibrium."""

@@ -1,0 +1,11 @@
+from .base import ImplicitTask as ImplicitTask
+from .classification import ImageClassification as ImageClassification
+from .graphs import GraphClassification as GraphClassification
+from .graphs import NodeClassification as NodeClassification
+from .language import LanguageModeling as LanguageModeling
+from .schedules import CosineToEnd as CosineToEnd
+from .schedules import PolynomialToEnd as PolynomialToEnd
+from .schedules import StepsToEnd as StepsToEnd
+from .schedules import WarmupCosineToEnd as WarmupCosineToEnd
+from .segmentation import SemanticSegmentation as SemanticSegmentation
+from .supervised import SupervisedTask as SupervisedTask

@@ -1,0 +1,141 @@
+"""Every shipped config runs, and its name says what it holds."""
+
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from support import fake_data
+
+from deq_lightning.app.cli import main
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+DATA = {
+    "mnist": fake_data.make_mnist,
+    "svhn": fake_data.make_svhn,
+    "cifar": fake_data.make_cifar10,
+    "imagenet": fake_data.make_imagenet,
+    "cityscapes": fake_data.make_cityscapes,
+    "cox2": partial(fake_data.make_tu, name="COX2", labels=35, graphs=30),
+    "proteins": partial(fake_data.make_tu, graphs=30),
+    "ppi": fake_data.make_ppi,
+    "wikitext2": fake_data.make_wikitext,
+    "wikitext103": partial(fake_data.make_wikitext, name="wikitext-103"),
+}
+# Small enough for a test; sizes are tested with the models.
+QUICK_DATA = {
+    "mnist": ["--data.batch_size", "4", "--data.eval_batch_size", "4"],
+    "svhn": ["--data.batch_size", "2", "--data.eval_batch_size", "4"],
+    "cifar": ["--data.batch_size", "2"],
+    "imagenet": ["--data.batch_size", "2", "--data.image_size", "32"],
+    "cityscapes": ["--data.batch_size", "2", "--data.crop_size", "[32, 64]", "--data.scale", "[0.03, 0.06]"],
+    "wikitext2": ["--data.batch_size", "4", "--data.eval_batch_size", "4", "--data.vocab_size", "80"],
+    "wikitext103": [
+        *("--data.batch_size", "4", "--data.eval_batch_size", "4", "--data.segment_length", "50"),
+        *("--data.vocab_size", "80"),
+    ],
+}
+QUICK_LANGUAGE = [
+    *("--model.net.vocab_size", "80", "--model.net.width", "20", "--model.net.inner_width", "30"),
+    *("--model.net.cutoffs", "[10, 20, 40]", "--model.net.div_val", "2"),
+]
+FROM_FILES = {"mnist", "svhn", "cifar", "imagenet", "cityscapes"}  # of images
+QUICK_NET = {
+    "MDEQ": ["--model.net.solver.max_steps", "3"],
+    "MDEQSegmentation": ["--model.net.channels", "[8, 8, 8, 8]", "--model.net.solver.max_steps", "3"],
+    "MONConv": ["--model.net.channels", "4"],
+    "MONMultiTier": ["--model.net.channels", "[2, 3, 4]"],
+    "NeuralODE": ["--model.net.width", "8"],
+    "IGNNSkipNodeClassifier": ["--model.net.widths", "[8, 6]"],
+}
+
+
+def strategy_of(content: dict[str, Any]) -> str:
+    """Return the gradient strategy in small letters, or the kind of network where it has no equilibrium."""
+    if "gradient" in content:
+        return content["gradient"]["class_path"].lower()
+    net = content["model"]["init_args"]["net"]
+    augmented = net["init_args"].get("augment_channels", 0) > 0
+    return {"NeuralODE": "anode" if augmented else "node"}[net["class_path"]]
+
+
+NARROW_MDEQ = [
+    *("--model.net.channels", "[8, 8, 8, 8]", "--model.net.head_channels", "[4, 4, 4, 4]"),
+    *("--model.net.final_channels", "16"),
+]
+
+
+def quick(dataset: str, content: dict[str, Any]) -> list[str]:
+    """Return what to type beside the config."""
+    net = content["model"]["init_args"]["net"]
+    options = [*QUICK_DATA.get(dataset, []), *QUICK_NET.get(net["class_path"], [])]
+    if dataset in FROM_FILES:
+        options += ["--data.val_size", "10", "--data.num_workers", "0"]
+    if "head_channels" in net.get("init_args", {}) and dataset in FROM_FILES:
+        options += NARROW_MDEQ
+    if content.get("gradient", {}).get("init_args", {}).get("pretrain_steps"):
+        options += ["--gradient.unroll_steps", "2"]
+    if net["class_path"] == "DEQTransformer":
+        options += [*(QUICK_LANGUAGE if dataset in DATA else []), "--gradient.pretrain_steps", "0"]  # so that it solves
+    if "penalty" in content["model"]["init_args"]:
+        options += ["--model.penalty.weight", "0.1", "--model.penalty.frequency", "1"]
+    return options
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_its_name_says_what_it_holds(config: Path) -> None:
+    dataset, strategy, *_ = config.stem.split("_")
+    content = yaml.safe_load(config.read_text())
+    data = content["data"].get("init_args", {}).get("name", content["data"]["class_path"])
+    assert data.lower().replace("pythondocs", "pydocs").startswith(dataset)
+    assert strategy_of(content) == strategy
+    assert config.read_text().startswith(f"# python -m deq_lightning fit --config {config.name}")
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_it_runs(config: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = config.stem.split("_")[0]
+    options = quick(dataset, yaml.safe_load(config.read_text()))
+    if dataset in DATA:
+        DATA[dataset](folder / "data", monkeypatch)
+    cli = main(["fit", "--config", config.stem, "--trainer.fast_dev_run", "true", *options])
+    assert cli.trainer.global_step == 1
+    assert cli.trainer.callback_metrics["train_loss"].isfinite()
+
+
+def test_cifar_runs_three_steps_on_a_root_in_torchvisions_format(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_data.make_cifar10(folder / "elsewhere", monkeypatch)
+    cli = main(
+        [
+            *("fit", "--config", "cifar_upg.yaml", "--trainer.max_steps", "3", "--data.root", "elsewhere"),
+            *("--data.batch_size", "4", "--data.val_size", "10", "--data.num_workers", "0"),
+            *("--model.net.solver.max_steps", "4", "--trainer.enable_progress_bar", "false"),
+        ]
+    )
+    assert cli.trainer.global_step == 3
+    assert (folder / "checkpoints/cifar_upg/last.ckpt").is_file()
+
+
+@pytest.mark.parametrize(
+    "config", [config for config in CONFIGS if "OneCycleLR" in config.read_text()], ids=lambda path: path.stem
+)
+def test_the_cycle_has_the_published_knots(config: Path) -> None:
+    """Piecewise linear in the epoch, to an optimizer step: up in (E − 5) / 2, back until E − 5, and flat."""
+    content = yaml.safe_load(config.read_text())
+    options = content["model"]["init_args"]["lr_scheduler"]["init_args"]
+    epochs, highest, steps = content["trainer"]["max_epochs"], options["max_lr"], math.ceil(45_000 / 128)
+    optimizer = torch.optim.Adam([torch.zeros(1, requires_grad=True)])
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, **options)
+    top, middle = (epochs - 5) // 2 * steps, (1e-3 + highest) / 2
+    knots = {0: (1e-3, 0.95), top // 2: (middle, 0.9), top: (highest, 0.85), 3 * top // 2: (middle, 0.9)}
+    knots |= {2 * top: (1e-3, 0.95), 2 * top + steps: (1e-3, 0.95), epochs * steps: (1e-3, 0.95)}
+    for step, (rate, beta) in knots.items():
+        optimizer.step()
+        scheduler.last_epoch = step - 1
+        scheduler.step()
+        # Of two steps: PyTorch ends every phase one step early.
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(rate, abs=2 * highest / top)
+        assert optimizer.param_groups[0]["betas"][0] == pytest.approx(beta, abs=2 * 0.1 / top)
