@@ -21,7 +21,7 @@ def load_named(texts: Iterable[str]) -> None:
     jsonargparse finds a class by its bare name among the subclasses of its base, and so only if it has been imported.
     """
     words = {word for text in texts for word in re.findall(r"\w+", text)}
-    for name in words.intersection(deq_lightning.__all__):
+    for name in words.intersection(dir(deq_lightning)):
         getattr(deq_lightning, name)
 
 
@@ -41,5 +41,5 @@ def families() -> dict[str, list[type]]:
 
 def _family(base: type) -> list[type]:
     """Return the public classes that may be named where a `base` is wanted."""
-    public = (getattr(deq_lightning, name) for name in deq_lightning.__all__)
+    public = (getattr(deq_lightning, name) for name in dir(deq_lightning))
     return [one for one in public if inspect.isclass(one) and issubclass(one, base) and not inspect.isabstract(one)]
