@@ -4,11 +4,11 @@ import inspect
 
 
 class Configured:
-    """Prints as the call that makes it, so that a log line says what really runs."""
+    """Prints as the call that makes it, so that a log line says what really runs; what is None is left out."""
 
     def __repr__(self) -> str:
-        names = (name for name in inspect.signature(type(self)).parameters if hasattr(self, name))
-        arguments = (f"{name}={getattr(self, name)!r}" for name in names)
+        values = {name: getattr(self, name, None) for name in inspect.signature(type(self)).parameters}
+        arguments = (f"{name}={value!r}" for name, value in values.items() if value is not None)
         return f"{type(self).__name__}({', '.join(arguments)})"
 
 

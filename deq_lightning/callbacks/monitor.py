@@ -1,18 +1,17 @@
 """Curves of what an equilibrium does during a run."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from deq_lightning.callbacks.watcher import SolutionWatcher
 from deq_lightning.configured import check_at_least
 from deq_lightning.estimators import gradient_audit, spectral_radius
-from deq_lightning.estimators.audit import differentiable
+from deq_lightning.estimators.modes import differentiable, evaluating, training_budget
 from deq_lightning.gradients import Implicit
 from deq_lightning.solvers import Status
 from deq_lightning.state import parts
@@ -24,9 +23,10 @@ class EquilibriumMonitor(SolutionWatcher):
 
     Of every batch, beside the means that the task logs: `solver_steps_max` and `solver_converged` (share of samples),
     and with `Implicit` `adjoint_steps` and `adjoint_residual`. Every `estimate_every` steps, on a few samples of the
-    batch, in evaluation mode: `spectral_radius` (mean over the samples), and of the gradient that the strategy gives
-    against the converged implicit one `gradient_cosine`, `gradient_norm_ratio`, `audit_residual`. Nothing of the run is
-    changed by them. Loggers that take histograms (TensorBoard) get one of the solver's steps.
+    batch, in evaluation mode but with the solver's budget of training: `spectral_radius` (mean over the samples), and
+    of the gradient that the strategy gives against the converged implicit one `gradient_cosine`, `gradient_norm_ratio`,
+    `audit_residual`. Nothing of the run is changed by them. Loggers that take histograms (TensorBoard) get one of the
+    solver's steps.
 
     Args:
         estimate_every: optimizer steps between two estimates, which cost as much as some training steps. 0: never.
@@ -102,7 +102,7 @@ class EquilibriumMonitor(SolutionWatcher):
     def _estimates(self, trainer: pl.Trainer, task: pl.LightningModule, batch: Any) -> dict[str, Tensor]:
         if not isinstance(task, ImplicitTask):
             return {}
-        with differentiable(), evaluating(task), trainer.precision_plugin.forward_context():
+        with differentiable(), evaluating(task), training_budget(task), trainer.precision_plugin.forward_context():
             rows = _estimate(task, _copy(batch, self.samples))
         self.forget()  # the reports of this very computation
         return {name: torch.stack([row[name] for row in rows]).mean() for name in rows[0]} if rows else {}
@@ -152,15 +152,3 @@ def _estimate(task: ImplicitTask, batch: Any) -> list[dict[str, Tensor]]:
         values |= {"gradient_norm_ratio": audit.norm_ratio, "audit_residual": audit.residual}
         rows.append({name: value.float() for name, value in values.items()})
     return rows
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put the module into evaluation mode for a while."""
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes.items():
-            part.training = mode

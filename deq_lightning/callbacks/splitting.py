@@ -7,8 +7,8 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
 
-from deq_lightning.callbacks.monitor import evaluating
 from deq_lightning.configured import check_at_least
+from deq_lightning.estimators.modes import evaluating
 from deq_lightning.models.base import CellMap, Equilibrium
 from deq_lightning.models.monotone.splitting import MonotoneModel
 from deq_lightning.solvers import Status

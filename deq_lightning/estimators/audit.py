@@ -1,23 +1,16 @@
 """How far a cheap gradient is from the exact one."""
 
 import copy
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from deq_lightning.estimators.modes import differentiable
 from deq_lightning.gradients import GradientStrategy, Implicit
 from deq_lightning.solvers import GMRES, Anderson, FixedPointMap, Solver
 from deq_lightning.state import State, pack, parts, unpack
-
-
-@contextmanager
-def differentiable() -> Iterator[None]:
-    """Turn gradients on, under `no_grad` and `inference_mode` too; what f uses must come from outside the latter."""
-    with torch.inference_mode(False), torch.enable_grad():
-        yield
 
 
 class Audit(NamedTuple):

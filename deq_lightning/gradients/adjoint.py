@@ -8,7 +8,7 @@ from torch.autograd.function import FunctionCtx
 
 from deq_lightning.gradients.jacobian import Jacobian
 from deq_lightning.solvers import FixedPointMap
-from deq_lightning.state import State, unpack
+from deq_lightning.state import State, mix, unpack
 
 Adjoint = Callable[[Jacobian, Tensor], Tensor]
 
@@ -28,9 +28,11 @@ def attach_adjoint(f: FixedPointMap, z: State, adjoint: Adjoint) -> State:
     Returns:
         f(z), of the structure and dtype of `z`. Differentiating twice raises.
     """
+    if not torch.is_grad_enabled():
+        return mix(z, f(z), 1)
     jacobian = Jacobian(f, z)
     if not _reaches_a_leaf(jacobian.fz, besides=jacobian.leaf):
-        return unpack(jacobian.fz.detach(), z)  # everything is frozen: an adjoint would be solved for nobody
+        return unpack(jacobian.fz.detach(), z)  # no parameter wants a gradient: nobody needs the adjoint
     return unpack(_ReplaceGradient.apply(jacobian.fz, lambda g: adjoint(jacobian, g)), z)
 
 

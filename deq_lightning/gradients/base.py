@@ -1,10 +1,9 @@
 """The one crossroads of solver, gradient and model: `GradientStrategy.fixed_point`."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, final
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.callbacks import Callback
 
 from deq_lightning.configured import Configured, check_at_least
@@ -54,7 +53,8 @@ class GradientStrategy(Configured, Callback, ABC):
             z: the fixed point found by the solver, without a graph.
 
         Returns:
-            A state equal to `z` or to a refinement of it, whose backward is the strategy.
+            A state equal to `z` or to a refinement of it, whose backward is the strategy. The same with gradients off,
+            where it has none.
         """
 
     @property
@@ -62,17 +62,25 @@ class GradientStrategy(Configured, Callback, ABC):
         """Whether this is the unrolled stage."""
         return self.step < self.pretrain_steps
 
+    @final
     def fixed_point(self, f: FixedPointMap, z0: State, solver: Solver) -> tuple[State, Solution | None]:
-        """Solve z = f(z) from `z0` and attach the gradient where gradients are on, in training or not.
+        """Solve z = f(z) from `z0`, and let `attach` make the state of it that the prediction uses.
+
+        With gradients off too: a model in evaluation mode answers the same with and without gradients, and the same as
+        in training but for dropout, statistics of the batch, and the solver's budget. That matters where the budget is
+        so short that the strategy's own steps are a part of the model.
 
         Returns:
-            The fixed point, and the solver's report, which is None in the unrolled stage: nothing is solved there.
+            The state, and the solver's report on the point that it found, from which `attach` starts; None in the
+            unrolled stage: nothing is solved there.
         """
         if self.unrolled:
             return unroll(f, z0, self.unroll_steps), None
+        return self.solve_and_attach(f, z0, solver)
+
+    def solve_and_attach(self, f: FixedPointMap, z0: State, solver: Solver) -> tuple[State, Solution]:
+        """Do what `fixed_point` does outside of the unrolled stage; for strategies that need more of the solver."""
         solution = solver.solve(f, z0)
-        if not torch.is_grad_enabled():
-            return solution.z, solution
         return self.attach(f, solution.z), solution
 
     @property

@@ -52,23 +52,23 @@ class Implicit(GradientStrategy):
         self.reuse_inverse = reuse_inverse
         self.adjoint_solutions: list[Solution] = []
 
-    def fixed_point(self, f: FixedPointMap, z0: State, solver: Solver) -> tuple[State, Solution | None]:
-        """Solve z = f(z) from `z0` and attach the gradient, with what the solver has learnt of (I − J)⁻¹ if wanted.
+    def solve_and_attach(self, f: FixedPointMap, z0: State, solver: Solver) -> tuple[State, Solution]:
+        """Solve and attach the gradient, with what the solver has learnt of (I − J)⁻¹ if wanted.
 
         Raises:
             CombinationError: if `reuse_inverse` is wanted of a solver that builds no inverse.
         """
-        if self.unrolled or not self.reuse_inverse or not torch.is_grad_enabled():
-            return super().fixed_point(f, z0, solver)
-        solution = solver.solve(f, z0, keep_inverse=True)
-        if solution.transposed_inverse is None:
+        if not self.reuse_inverse or not torch.is_grad_enabled():
+            return super().solve_and_attach(f, z0, solver)
+        solution, memory = solver.run(f, z0)
+        inverse = getattr(memory, "transposed_inverse", None)
+        if inverse is None:
             name = type(solver).__name__
             raise CombinationError(
                 f"`reuse_inverse` needs `Broyden` as the model's solver, got `{name}`. Type `--model.net.solver "
                 "Broyden`."
             )
-        z = attach_adjoint(f, solution.z, self._adjoint(solution.transposed_inverse))
-        return z, replace(solution, transposed_inverse=None)
+        return attach_adjoint(f, solution.z, self._adjoint(inverse)), solution
 
     def attach(self, f: FixedPointMap, z: State) -> State:
         """Return f(z) with the implicit gradient.

@@ -1,5 +1,6 @@
 """Unrolled phantom gradient."""
 
+import torch
 from torch.utils.checkpoint import checkpoint
 
 from deq_lightning.configured import check_at_least, check_damping
@@ -50,6 +51,7 @@ class UPG(GradientStrategy):
         def step(z: State) -> State:
             return mix(z, f(z), self.damping)
 
+        recompute = self.checkpoint and torch.is_grad_enabled()
         for _ in range(self.k):
-            z = checkpoint(step, z, use_reentrant=False) if self.checkpoint else step(z)
+            z = checkpoint(step, z, use_reentrant=False) if recompute else step(z)
         return z

@@ -132,7 +132,8 @@ class ImplicitModel(Network):
         clone = frozen(self)
         cell = clone.cell if self.compiled_cell is None else partial(self.compiled_cell, clone)
         f = CellMap(cell, u, self.separable, self.partition(u))
-        z, solution = self.gradient.fixed_point(f, self.initial_state(u), self.solver)
+        solver = self.solver if self.training else self.solver.for_evaluation()
+        z, solution = self.gradient.fixed_point(f, self.initial_state(u), solver)
         return Equilibrium(f, z, solution)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:

@@ -23,6 +23,7 @@ class Anderson(Solver):
         damping: β in (0, 1]; 1 takes the whole step.
         ridge: Tikhonov term of the small system, relative to each residual's own scale, so that acceleration does not
             fade as the residual falls and the answer does not depend on the units of the state. 0 or more.
+        eval_max_steps: evaluations of f at most where a model is in evaluation mode; None: as in training.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -41,8 +42,9 @@ class Anderson(Solver):
         history: int = 12,
         damping: float = 1.0,
         ridge: float = 1e-8,
+        eval_max_steps: int | None = None,
     ) -> None:
-        super().__init__(max_steps, rtol, atol, check_every)
+        super().__init__(max_steps, rtol, atol, check_every, eval_max_steps)
         check_at_least(1, NO_HISTORY, history=history)
         self.history = history
         check_damping(damping)

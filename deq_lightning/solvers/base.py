@@ -3,8 +3,7 @@
 import copy
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Protocol, final
 
 import torch
 from torch import Tensor
@@ -42,18 +41,32 @@ class Solver(Configured, ABC):
         atol: absolute part of the tolerance, in the units of the state's Euclidean norm.
         check_every: evaluations between two looks at the stop test (the first look is at the first evaluation). A look
             makes the host wait for the device.
+        eval_max_steps: evaluations of f at most where a model is in evaluation mode, 1 or more. None: as in training.
+            `solve` itself knows no modes: a model asks for `for_evaluation()`.
 
     Raises:
         ValueError: if an argument is out of its range.
     """
 
-    def __init__(self, max_steps: int = 30, rtol: float = 1e-3, atol: float = 0.0, check_every: int = 4) -> None:
+    eval_max_steps: int | None = None
+
+    def __init__(
+        self,
+        max_steps: int = 30,
+        rtol: float = 1e-3,
+        atol: float = 0.0,
+        check_every: int = 4,
+        eval_max_steps: int | None = None,
+    ) -> None:
         check_at_least(1, max_steps=max_steps, check_every=check_every)
+        if eval_max_steps is not None:
+            check_at_least(1, "Leave it out for the budget of training.", eval_max_steps=eval_max_steps)
         check_at_least(0, rtol=rtol, atol=atol)
         self.max_steps = max_steps
         self.rtol = rtol
         self.atol = atol
         self.check_every = check_every
+        self.eval_max_steps = eval_max_steps
 
     @abstractmethod
     def start(self, z: Tensor) -> Advance:
@@ -63,8 +76,21 @@ class Solver(Configured, ABC):
             The step, as described by `Advance`. Whatever it remembers lives as long as this one solve.
         """
 
-    @torch.no_grad()
-    def solve(self, f: FixedPointMap, z0: State, scale: Tensor | None = None, keep_inverse: bool = False) -> Solution:
+    def start_on(self, f: FixedPointMap, z: Tensor) -> Advance:
+        """Begin a solve of `f`; for a solver that needs more of the map than its values."""
+        del f
+        return self.start(z)
+
+    def for_evaluation(self) -> "Solver":
+        """Return the solver with the budget of evaluations."""
+        if self.eval_max_steps is None:
+            return self
+        other = copy.copy(self)
+        other.max_steps = self.eval_max_steps
+        return other
+
+    @final
+    def solve(self, f: FixedPointMap, z0: State, scale: Tensor | None = None) -> Solution:
         """Find z = f(z) from `z0`, without a graph.
 
         Args:
@@ -75,10 +101,18 @@ class Solver(Configured, ABC):
             z0: where to start.
             scale: (batch,) what residuals and `rtol` are relative to. None: ‖f(z)‖. A linear system whose right-hand
                 side is b passes ‖b‖: an iterate that is far too long would look good beside its own length.
-            keep_inverse: whether the solution keeps what the solver has learnt of (I − J)⁻¹, and with it the memory.
 
         Returns:
             The solution; `Solution` says how it is chosen.
+        """
+        return self.run(f, z0, scale)[0]
+
+    @final
+    @torch.no_grad()
+    def run(self, f: FixedPointMap, z0: State, scale: Tensor | None = None) -> tuple[Solution, Advance | None]:
+        """Find z = f(z) as `solve` does, and return what the solver remembered at the end as well.
+
+        That is as large as the history of the solver. It is None where samples have left the solve before its end.
         """
         z = pack(z0).detach()
         flat = FlatMap(f, like=z0, device=z.device.type)
@@ -87,7 +121,7 @@ class Solver(Configured, ABC):
         rounds = any(part.dtype != z.dtype for part in parts(z0))
         # Mixed precision is the map's business; the solver's own products must not be rounded to half.
         with torch.autocast(z.device.type, enabled=False):
-            advance = self.start(z)
+            advance = self.start_on(f, z)
             for step in range(1, self.max_steps + 1):
                 fz = flat(z)
                 gap = fz - z
@@ -108,10 +142,7 @@ class Solver(Configured, ABC):
         if torch.is_autocast_enabled(z.device.type):
             # Weights cast without a graph would be reused, without their gradient, by the next evaluation with one.
             torch.clear_autocast_cache()
-        solution = best.solution(like=z0)
-        if keep_inverse and best.rows is None:
-            solution = replace(solution, transposed_inverse=getattr(advance, "transposed_inverse", None))
-        return solution
+        return best.solution(like=z0), advance if best.rows is None else None
 
     def _looks_at(self, step: int) -> bool:
         return (step - 1) % self.check_every == 0

@@ -21,6 +21,7 @@ class Broyden(Solver):
         check_every: evaluations between two looks at the stop test.
         history: pairs (outer products) remembered, 1 or more; when they are full, all but the newest are forgotten.
             Memory: two states each, never more than the budget needs.
+        eval_max_steps: evaluations of f at most where a model is in evaluation mode; None: as in training.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -37,8 +38,9 @@ class Broyden(Solver):
         atol: float = 0.0,
         check_every: int = 4,
         history: int = 12,
+        eval_max_steps: int | None = None,
     ) -> None:
-        super().__init__(max_steps, rtol, atol, check_every)
+        super().__init__(max_steps, rtol, atol, check_every, eval_max_steps)
         check_at_least(1, NO_HISTORY, history=history)
         self.history = history
 

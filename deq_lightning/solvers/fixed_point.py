@@ -18,6 +18,7 @@ class FixedPointIteration(Solver):
         atol: absolute part of the tolerance.
         check_every: evaluations between two looks at the stop test.
         damping: part of the step that is taken, in (0, 1]; 1 is plain (Picard) iteration.
+        eval_max_steps: evaluations of f at most where a model is in evaluation mode; None: as in training.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -30,8 +31,9 @@ class FixedPointIteration(Solver):
         atol: float = 0.0,
         check_every: int = 4,
         damping: float = 1.0,
+        eval_max_steps: int | None = None,
     ) -> None:
-        super().__init__(max_steps, rtol, atol, check_every)
+        super().__init__(max_steps, rtol, atol, check_every, eval_max_steps)
         check_damping(damping)
         self.damping = damping
 

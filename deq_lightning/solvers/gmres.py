@@ -22,6 +22,7 @@ class GMRES(Solver):
         atol: absolute part of the tolerance.
         check_every: evaluations between two looks at the stop test.
         history: directions remembered before it begins anew, 1 or more. Memory: two states each.
+        eval_max_steps: evaluations of f at most where a model is in evaluation mode; None: as in training.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -39,8 +40,9 @@ class GMRES(Solver):
         atol: float = 0.0,
         check_every: int = 4,
         history: int = 12,
+        eval_max_steps: int | None = None,
     ) -> None:
-        super().__init__(max_steps, rtol, atol, check_every)
+        super().__init__(max_steps, rtol, atol, check_every, eval_max_steps)
         check_at_least(1, NO_HISTORY, history=history)
         self.history = history
 

@@ -1,6 +1,5 @@
 """Conjugate gradients on the normal equations, for adjoint systems."""
 
-import copy
 from collections.abc import Callable
 
 import torch
@@ -8,8 +7,12 @@ from torch import Tensor
 
 from deq_lightning.configured import CombinationError
 from deq_lightning.solvers.base import Advance, Solver
-from deq_lightning.solvers.solution import FixedPointMap, Solution
-from deq_lightning.state import State
+from deq_lightning.solvers.solution import FixedPointMap
+
+MISPLACED = (
+    "`NormalCG` solves the adjoint systems of `Implicit`, whose map brings a transposed product. As the model's solver "
+    "use `Anderson`, with `reuse_inverse` use `GMRES`."
+)
 
 
 class NormalCG(Solver):
@@ -27,6 +30,7 @@ class NormalCG(Solver):
         rtol: a sample has converged when ‖g − A w‖ ≤ atol + rtol·‖g‖.
         atol: absolute part of the tolerance.
         check_every: steps between two looks at the stop test.
+        eval_max_steps: of no use here, where nothing is solved in evaluation.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -37,24 +41,16 @@ class NormalCG(Solver):
         Saad, "Iterative methods for sparse linear systems", 2nd edition, 2003, algorithm 8.4.
     """
 
-    transposed: Callable[[Tensor], Tensor] | None = None
-
-    def solve(self, f: FixedPointMap, z0: State, scale: Tensor | None = None, keep_inverse: bool = False) -> Solution:
-        """Find z = f(z) for an affine `f` that has `transposed(v)`, the product with its transposed linear part."""
-        if not hasattr(f, "transposed"):
-            raise CombinationError(
-                "`NormalCG` solves the adjoint systems of `Implicit`, whose map brings a transposed product. As the "
-                "model's solver use `Anderson`, with `reuse_inverse` use `GMRES`."
-            )
-        bound = copy.copy(self)
-        bound.transposed = f.transposed
-        return Solver.solve(bound, f, z0, scale, keep_inverse)
-
     def start(self, z: Tensor) -> Advance:
-        """Begin a solve; three vectors are remembered."""
+        """Refuse: without the map there is no transposed product."""
         del z
-        assert self.transposed is not None
-        return NormalDirections(self.transposed)
+        raise CombinationError(MISPLACED)
+
+    def start_on(self, f: FixedPointMap, z: Tensor) -> Advance:
+        """Begin a solve of an affine `f` that has `transposed(v)`, the product with its transposed linear part."""
+        if not hasattr(f, "transposed"):
+            return self.start(z)
+        return NormalDirections(f.transposed)
 
 
 class NormalDirections:

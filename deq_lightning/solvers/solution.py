@@ -64,8 +64,6 @@ class Solution:
         steps: (batch,) evaluations of f until the sample met the tolerance or diverged, else all of them.
         status: (batch,) codes of `Status`.
         evaluations: how often f was called.
-        transposed_inverse: maps (batch, dim) to an estimate of its product with (I − Jᵀ)⁻¹; None unless asked for, and
-            then from solvers that build one.
     """
 
     z: State
@@ -73,4 +71,3 @@ class Solution:
     steps: Tensor
     status: Tensor
     evaluations: int
-    transposed_inverse: Callable[[Tensor], Tensor] | None = None

@@ -1,5 +1,7 @@
 """The Jacobian-based baseline: conjugate gradients on the normal equations of the adjoint system."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from support.problems import (
@@ -46,9 +48,8 @@ def test_the_minimiser_is_that_of_the_krylov_space():
     problem = linear(radius=0.9, dim=8, batch=1)
     weight, g = problem.cell.weight.detach(), random(1, 8, seed=3)
     a = torch.eye(8, dtype=torch.float64) - weight.T
-    start = NormalCG(max_steps=6, rtol=0)
-    start.transposed = lambda v: v @ weight.T
-    step, z = start.start(g), g
+    affine = SimpleNamespace(transposed=lambda v: v @ weight.T)
+    step, z = NormalCG(max_steps=6, rtol=0).start_on(affine, g), g
     basis, r0 = [], g - g @ a.T
     for k in range(6):
         fz = z @ weight + g

@@ -245,3 +245,16 @@ def test_repr_is_the_constructor_call():
 def test_every_status_has_a_sentence():
     assert [status.message.endswith(".") for status in Status] == [True] * 3
     assert Status(1) is Status.max_steps and pickle.loads(pickle.dumps(Status.diverged)) is Status.diverged
+
+
+@pytest.mark.parametrize("solver", [FixedPointIteration, Anderson, Broyden])
+def test_evaluation_has_a_budget_of_its_own(solver):
+    problem = tanh()
+    given = solver(max_steps=3, rtol=0, eval_max_steps=7)
+    assert "eval_max_steps=7" in repr(given)
+    assert given.solve(problem.f, problem.z0).evaluations == 3
+    assert given.for_evaluation().solve(problem.f, problem.z0).evaluations == 7
+    assert given.max_steps == 3
+    assert solver(max_steps=3).for_evaluation().max_steps == 3
+    with pytest.raises(ValueError, match="`eval_max_steps` must be 1 or more, got 0"):
+        solver(eval_max_steps=0)

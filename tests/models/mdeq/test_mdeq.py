@@ -131,8 +131,9 @@ def test_the_residual_is_that_of_the_state_under_the_models_own_cell() -> None:
     x = torch.randn(3, 1, 8, 8, dtype=torch.float64)
     with torch.no_grad():
         _, (equilibrium,) = net(x)
-        z = net.cell(equilibrium.z, net.inject(x))
-    distance = sum((a - b).square().sum(dim=(1, 2, 3)) for a, b in zip(z, equilibrium.z, strict=True)).sqrt()
+        z = net.cell(equilibrium.solution.z, net.inject(x))
+    pairs = zip(z, equilibrium.solution.z, strict=True)
+    distance = sum((a - b).square().sum(dim=(1, 2, 3)) for a, b in pairs).sqrt()
     scale = sum(a.square().sum(dim=(1, 2, 3)) for a in z).sqrt()
     torch.testing.assert_close(distance / scale, equilibrium.solution.residual, rtol=1e-9, atol=0)
 

@@ -1,0 +1,43 @@
+"""Modes in which an equilibrium is looked at."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from deq_lightning.models import ImplicitModel
+
+
+@contextmanager
+def differentiable() -> Iterator[None]:
+    """Turn gradients on, under `no_grad` and `inference_mode` too; what f uses must come from outside the latter."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put the module into evaluation mode for a while."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+
+
+@contextmanager
+def training_budget(module: nn.Module) -> Iterator[None]:
+    """Let the implicit models in the module solve as long as in training, in evaluation mode too, for a while."""
+    solvers = {model: model.solver for model in module.modules() if isinstance(model, ImplicitModel)}
+    for model, solver in solvers.items():
+        model.solver = copy.copy(solver)
+        model.solver.eval_max_steps = None
+    try:
+        yield
+    finally:
+        for model, solver in solvers.items():
+            model.solver = solver
