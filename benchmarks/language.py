@@ -89,7 +89,7 @@ class DampingByRadius(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Estimate, where it is time."""
         del outputs, batch_idx
-        strategy = pl_module.strategy
+        strategy = pl_module.gradient
         if trainer.global_step % self.every == 0 and isinstance(strategy, NPG) and not strategy.unrolled:
             pl_module.eval()
             with torch.no_grad():
@@ -192,7 +192,7 @@ def npg_curve(flags: list[str], epochs: int, *callbacks: pl.Callback) -> Run:
     """Return the curves of one run with NPG."""
     curve = Curve()
     cli, run = fit(["--gradient=NPG", "--monitor.estimate_in_evaluation=true", *flags], epochs, 0, curve, *callbacks)
-    return {"curve": curve.rows, "damping": cli.model.strategy.damping, **run}
+    return {"curve": curve.rows, "damping": cli.model.gradient.damping, **run}
 
 
 def npg(store: dict[str, Run], options: Namespace) -> None:

@@ -14,10 +14,11 @@ MAY_IMPORT = {
     "gradients": {*LEAVES, "solvers"},
     "models": {*LEAVES, "solvers", "gradients"},
     "estimators": {*LEAVES, "solvers", "gradients", "models"},
-    "tasks": {*LEAVES, "solvers", "gradients", "estimators", "models"},
-    "data": {"configured"},
+    "samples": set(),
+    "tasks": {*LEAVES, "samples", "solvers", "gradients", "estimators", "models"},
+    "data": {"configured", "samples"},
     "callbacks": {*LEAVES, "solvers", "gradients", "estimators", "models", "tasks"},
-    "app": {*LEAVES, "solvers", "gradients", "estimators", "models", "tasks", "data", "callbacks"},
+    "app": {*LEAVES, "samples", "solvers", "gradients", "estimators", "models", "tasks", "data", "callbacks"},
     "cli": {"app"},
 }
 SHARED = {  # what the families of a room may use of it; a family never imports another

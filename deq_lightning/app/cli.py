@@ -3,6 +3,7 @@
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,17 @@ import deq_lightning
 from deq_lightning.app.checkpoints import check_fits, load_weights, read_checkpoint
 from deq_lightning.app.configs import ConfigByName
 from deq_lightning.app.cross_validate import cross_validate
+from deq_lightning.app.fitting import check_task, class_of, fill_sizes, select_by_task, try_out
 from deq_lightning.app.messages import UsageError
 from deq_lightning.app.names import families, load_named
-from deq_lightning.app.parser import Parser
+from deq_lightning.app.parser import Parser, build
 from deq_lightning.app.runs import SaveConfig, free_folder, run_name, say, with_own_config
-from deq_lightning.app.translation import in_brief
+from deq_lightning.app.translation import in_brief, with_flags
 from deq_lightning.callbacks import DivergenceError, DivergenceGuard, EquilibriumMonitor, PredictionWriter
 from deq_lightning.configured import CombinationError, RunError
 from deq_lightning.data import DataError
 from deq_lightning.gradients import UPG, GradientStrategy
+from deq_lightning.samples import Samples, samples_of
 from deq_lightning.tasks import ImplicitTask
 
 # Warnings about Lightning's own doings, of which the user can change nothing.
@@ -36,17 +39,33 @@ QUIET = (
 
 # Two callbacks, because Lightning's `save_last` writes only when the best one changes.
 CHECKPOINTS: dict[str, dict[str, Any]] = {
-    "best_checkpoint": {"filename": "best", "monitor": "val_acc", "mode": "max", "enable_version_counter": False},
+    "best_checkpoint": {"filename": "best", "enable_version_counter": False},
     "last_checkpoint": {"filename": "last", "enable_version_counter": False},
 }
 
 CALLBACKS = {"monitor": EquilibriumMonitor, "guard": DivergenceGuard, "predictions": PredictionWriter}
 
 
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Say what a constructor refuses in a line."""
+    try:
+        yield
+    except DataError:
+        raise  # of data that is read to see what it is
+    except (ValueError, MisconfigurationException) as error:
+        raise UsageError(in_brief(str(error), families())) from error
+    except RuntimeError as error:
+        if "more than one stateful callback" not in str(error):
+            raise
+        raise UsageError("a gradient strategy goes under `--gradient`, not among `--trainer.callbacks`.") from error
+
+
 class DEQCLI(LightningCLI):
     """LightningCLI with a gradient strategy under its own key, a folder for every run, and short errors."""
 
     folder: Path | None = None
+    samples: Samples | None = None
     checkpoint: dict[str, Any] | None = None
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
@@ -96,9 +115,21 @@ class DEQCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Leave Lightning's merge out: it would let the checkpoint's hyper-parameters beat the command line."""
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, and remember what was typed or read from a config: all else may follow from the data."""
+        names = {arg.split("=")[0] for arg in args}
+        complete = names & {"-c", "--config"} or {"--model", "--data"} <= names
+        self.args, self.printing = args, bool(complete) and "--print_config" in names
+        if self.printing:  # once the data has been asked
+            args = [arg for arg in args if not arg.startswith("--print_config")]
+        super().parse_arguments(parser, args)
+        self.typed = parser.parse_args(args, defaults=False)
+
     def before_instantiate_classes(self) -> None:
         """Read the checkpoint, and send what is written to the run's folder: the checkpoint's own or a new one."""
-        config = self.config.get(str(self.subcommand), self.config)
+        config = self._own(self.config)
+        with refusals():
+            self._fit_to_data(config)
         ckpt_path = config.get("ckpt_path")
         if ckpt_path is not None:
             self.checkpoint = read_checkpoint(ckpt_path)
@@ -123,23 +154,56 @@ class DEQCLI(LightningCLI):
             place = Namespace(save_dir=str(self.folder), name="", version="")
             config.trainer.logger = Namespace(class_path="pytorch_lightning.loggers.TensorBoardLogger", init_args=place)
 
+    def _fit_to_data(self, config: Namespace) -> None:
+        """Build the data, and make the settings of task and network those for what it is."""
+        self.datamodule = self._build_one("data", config)
+        name = type(self.datamodule).__name__
+        try:
+            self.samples = samples_of(self.datamodule)
+        except DataError:
+            if not self.printing:
+                raise  # to print a config nobody needs the data
+        filled = []
+        if self.samples is not None:
+            check_task(class_of(config.model), self.samples, name)
+            filled = fill_sizes(config, self._own(self.typed), self.samples, name)
+        if self.printing:
+            self.parser.parse_args([*self.args, *filled])  # prints, and ends the program
+        vars(self).pop("config_dump", None)  # Lightning's, of which hyper-parameters are saved: made before the sizes
+
     def instantiate_classes(self) -> None:
         """Build everything; what a constructor refuses is the user's to mend."""
-        try:
-            super().instantiate_classes()
-            if self.subcommand == "fit":
-                self.model.make_optimizer(self.model.parameters())  # refuses a bad learning rate before the run begins
-        except (ValueError, MisconfigurationException) as error:
-            raise UsageError(in_brief(str(error), families())) from error
-        except RuntimeError as error:
-            if "more than one stateful callback" not in str(error):
-                raise
-            raise UsageError("a gradient strategy goes under `--gradient`, not among `--trainer.callbacks`.") from error
+        with refusals():
+            self._build()
         weights = self._get(self.config, "weights")
         if self.checkpoint is not None:
             check_fits(self.model, self.checkpoint, self._get(self.config, "ckpt_path"))
         elif self.subcommand == "fit" and weights is not None:
             say(f"weights: {load_weights(self.model, weights)}")
+
+    def _build(self) -> None:
+        """Build the task, and the rest for what the task is."""
+        self.model = self._build_one("model", self._own(self.config))
+        if self.samples is not None:
+            check_task(self.model, self.samples, type(self.datamodule).__name__)
+        if self.subcommand == "fit":
+            self.model.make_optimizer(self.model.parameters())  # refuses a bad learning rate before the run begins
+            if self.samples is not None:
+                try_out(self.model, self.samples, type(self.datamodule).__name__)
+        rest = self.config.clone()
+        own = self._own(rest)
+        select_by_task(own.best_checkpoint, self._own(self.typed).get("best_checkpoint"), self.model)
+        del own["data"], own["model"]
+        self.config_init = build(self.parser, rest)
+        self._own(self.config_init).update(Namespace(data=self.datamodule, model=self.model))
+        self.trainer = self.instantiate_trainer()
+
+    def _build_one(self, key: str, config: Namespace) -> Any:
+        return build(self._parser(self.subcommand), Namespace({key: config[key]}))[key]
+
+    def _own(self, config: Namespace) -> Namespace:
+        """Return the part of the subcommand."""
+        return config.get(str(self.subcommand), config)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Build the trainer, without the callbacks that save if `--trainer.enable_checkpointing false` says so."""
@@ -247,7 +311,7 @@ def main(args: Sequence[str] | None = None, run: bool = True) -> DEQCLI:
             run=run,
         )
     except (UsageError, CombinationError, DataError, MisconfigurationException) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {with_flags(str(error))}", file=sys.stderr)
         raise SystemExit(2) from error
     except DivergenceError as error:
         say(f"error: {error}", file=sys.stderr)

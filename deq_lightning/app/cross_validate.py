@@ -39,7 +39,7 @@ def cross_validate(args: Sequence[str], main: Main) -> Any:
     options, rest = _parser().parse_known_args(args)
     cli = main(rest, run=False)  # so that whatever is wrong is said before the first fold
     data = cli.datamodule
-    if not hasattr(data, "folds"):
+    if getattr(data, "folds", None) is None:
         raise UsageError(f"`cross_validate` needs data that comes in folds, `TUGraphs`, got `{type(data).__name__}`.")
     _check_selection(cli)
     data.validate_on_test |= options.select_on_test == "true"
@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _check_selection(cli: Any) -> None:
     """Make sure that every fold ends with a checkpoint that was selected."""
-    monitor = str(cli.config.best_checkpoint.monitor)
+    monitor = str(cli.config_init.best_checkpoint.monitor)
     if not monitor.startswith("val_"):
         raise UsageError(
             f"`best_checkpoint.monitor` must be a figure of the validation, such as val_acc, got {monitor}."

@@ -5,6 +5,7 @@ import re
 import sys
 from typing import Any, NoReturn
 
+from jsonargparse import Namespace
 from pytorch_lightning.cli import LightningArgumentParser
 
 from deq_lightning.app.names import families
@@ -29,3 +30,9 @@ class Parser(LightningArgumentParser):
             super().error(message, ex)
         print(f"error: {in_brief(message, families())}", file=sys.stderr)
         raise SystemExit(2)
+
+
+def build(parser: LightningArgumentParser, config: Namespace) -> Namespace:
+    """Instantiate what a config describes."""
+    # The old name is deprecated from jsonargparse 4.49 on, and before that there is no new one.
+    return getattr(parser, "instantiate", parser.instantiate_classes)(config)

@@ -51,3 +51,17 @@ def _arguments(owner: Sequence[str], families: Mapping[str, Sequence[type]]) -> 
         if owner and one.__name__ == owner[0].rsplit(".", 1)[-1]:
             return list(inspect.signature(one).parameters)
     return []
+
+
+PARTS = {"task": "model", "net": "model.net", "optimizer": "model.optimizer", "solver": "model.net.solver"}
+
+
+def with_flags(message: str) -> str:
+    """Turn the arguments that a message of the library names, `net.in_channels=1`, into flags."""
+
+    def flag(found: re.Match[str]) -> str:
+        part, dot, name = found[1].partition(".")
+        value = {"True": "true", "False": "false", "None": "null"}.get(found[2], found[2].removesuffix("()"))
+        return f"`--{PARTS.get(part, part)}{dot}{name} {value}`"
+
+    return re.sub(rf"`((?:{'|'.join(PARTS)}|data|gradient|trainer)(?:\.\w+)*)=([^`]+)`", flag, message)

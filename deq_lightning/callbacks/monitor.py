@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_map_only
 from deq_lightning.callbacks.watcher import SolutionWatcher
 from deq_lightning.configured import check_at_least
 from deq_lightning.estimators import gradient_audit, spectral_radius
-from deq_lightning.estimators.modes import differentiable, evaluating, training_budget
+from deq_lightning.estimators.modes import differentiable, evaluating, solving
 from deq_lightning.gradients import Implicit
 from deq_lightning.solvers import Status
 from deq_lightning.state import parts
@@ -102,7 +102,12 @@ class EquilibriumMonitor(SolutionWatcher):
     def _estimates(self, trainer: pl.Trainer, task: pl.LightningModule, batch: Any) -> dict[str, Tensor]:
         if not isinstance(task, ImplicitTask):
             return {}
-        with differentiable(), evaluating(task), training_budget(task), trainer.precision_plugin.forward_context():
+        with (
+            differentiable(),
+            evaluating(task),
+            solving(task, eval_max_steps=None),
+            trainer.precision_plugin.forward_context(),
+        ):
             rows = _estimate(task, _copy(batch, self.samples))
         self.forget()  # the reports of this very computation
         return {name: torch.stack([row[name] for row in rows]).mean() for name in rows[0]} if rows else {}
@@ -127,7 +132,7 @@ def _prefix(trainer: pl.Trainer) -> str:
 
 def _adjoint_reports(task: pl.LightningModule) -> dict[str, Tensor]:
     """Return what the adjoint solves of this batch reported, if there were any."""
-    strategy = task.strategy if isinstance(task, ImplicitTask) else None
+    strategy = task.gradient if isinstance(task, ImplicitTask) else None
     solutions = strategy.adjoint_solutions if isinstance(strategy, Implicit) else []
     if not solutions:
         return {}
@@ -146,8 +151,8 @@ def _estimate(task: ImplicitTask, batch: Any) -> list[dict[str, Tensor]]:
             continue
         g = torch.autograd.grad(loss, parts(z), retain_graph=True, materialize_grads=True)
         structured = g if isinstance(z, tuple) else g[0]
-        assert task.strategy is not None  # something was solved
-        audit = gradient_audit(task.strategy, f, solution.z, structured, task.net.parameters())
+        assert task.gradient is not None  # something was solved
+        audit = gradient_audit(task.gradient, f, solution.z, structured, task.net.parameters())
         values = {"spectral_radius": spectral_radius(f, solution.z).mean(), "gradient_cosine": audit.cosine}
         values |= {"gradient_norm_ratio": audit.norm_ratio, "audit_residual": audit.residual}
         rows.append({name: value.float() for name, value in values.items()})

@@ -12,10 +12,29 @@ from torch.utils.data import DataLoader, Dataset
 
 from deq_lightning.configured import check_at_least
 from deq_lightning.data.order import EpochShuffle, TrainLoader
+from deq_lightning.samples import Samples
 
 
-class DataModule(pl.LightningDataModule, ABC):
+class Described(pl.LightningDataModule, ABC):
+    """What the command line and the tasks ask of a data module, with the answers of one that has nothing to say."""
+
+    folds: int | None = None  # of a cross-validation; such a module has `fold` and `validate_on_test` too
+
+    @property
+    def samples(self) -> Samples | None:
+        """What the samples are. Networks are made for it. May read files, and be asked before `prepare_data`."""
+        return None
+
+    @property
+    def departures(self) -> list[str]:
+        """What makes results on this data other than they should be."""
+        return []
+
+
+class DataModule(Described):
     """Base of the data modules: a subclass fills `train_set`, `val_set` and `test_set` in `setup`.
+
+    With `samples` it says what the samples are, so that nobody has to type the sizes of a network.
 
     The order of the training samples depends on `seed` and the epoch only (with several devices also on the global
     seed); the last, smaller batch is kept.

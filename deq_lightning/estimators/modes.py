@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -30,12 +31,17 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def training_budget(module: nn.Module) -> Iterator[None]:
-    """Let the implicit models in the module solve as long as in training, in evaluation mode too, for a while."""
+def solving(module: nn.Module, **changes: Any) -> Iterator[None]:
+    """Give the solvers of all implicit models in the module other settings for a while.
+
+    Args:
+        module: holds the models.
+        changes: attributes of a solver; `eval_max_steps=None` solves in evaluation as long as in training.
+    """
     solvers = {model: model.solver for model in module.modules() if isinstance(model, ImplicitModel)}
     for model, solver in solvers.items():
         model.solver = copy.copy(solver)
-        model.solver.eval_max_steps = None
+        vars(model.solver).update(changes)
     try:
         yield
     finally:

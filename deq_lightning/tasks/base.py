@@ -1,7 +1,6 @@
-"""What every task shares: the gradient strategy, the optimizer, the equilibrium's report, and exact resumption."""
+"""What every task shares: the gradient strategy, the optimizer, the equilibrium's report."""
 
 import math
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -12,12 +11,16 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
-from torch.utils.hooks import RemovableHandle
 
 from deq_lightning.configured import CombinationError
 from deq_lightning.estimators import JacobianPenalty
 from deq_lightning.gradients import GradientStrategy
 from deq_lightning.models import Equilibrium, ImplicitModel, Network
+from deq_lightning.samples import Samples, samples_of
+from deq_lightning.tasks.hparams import save_plain_hyperparameters
+from deq_lightning.tasks.memory_format import ChannelsLast
+from deq_lightning.tasks.random_state import RandomState
+from deq_lightning.tasks.reports import solver_figures
 from deq_lightning.tasks.schedules import ToEnd
 
 
@@ -25,7 +28,11 @@ class ImplicitTask(pl.LightningModule, ABC):
     """Trains a network with the gradient strategy found among the trainer's callbacks.
 
     Without one there, the model's own `gradient` is used and joins the callbacks, so that its schedule moves and is
-    saved. A network without an equilibrium needs none. Subclasses write `loss` and the steps of evaluation.
+    saved. A network without an equilibrium needs none.
+
+    A task of your own writes `loss` and the steps of evaluation. It says in `monitor` and `mode` which figure selects
+    the best checkpoint, and in `takes` what kinds of samples it is made for. For a task with labels derive from
+    `SupervisedTask`, which does all that.
 
     Args:
         net: the model.
@@ -39,8 +46,14 @@ class ImplicitTask(pl.LightningModule, ABC):
 
     Raises:
         ValueError: if `penalty` is wanted with `compile` or without an equilibrium.
-        CombinationError: from `configure_optimizers`, if the schedule ends with the run and that has no end.
+        CombinationError: from `setup`, if task or network are not made for the data; from `configure_optimizers`, if
+            the schedule ends with the run and that has no end.
     """
+
+    monitor: str = "val_loss"
+    mode: str = "min"
+    takes: Sequence[str] = ()  # kinds of `Samples`; empty: any
+    takes_others: str = ""  # what to set for those that the class takes and this task does not
 
     def __init__(
         self,
@@ -58,13 +71,7 @@ class ImplicitTask(pl.LightningModule, ABC):
             )
         if penalty is not None and not any(isinstance(module, ImplicitModel) for module in net.modules()):
             raise ValueError(f"`penalty` is on an equilibrium, and `{type(net).__name__}` has none. Leave it out.")
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Attribute 'net' is an instance of `nn.Module`")  # removed below
-            self.save_hyperparameters()
-        # Only plain data goes into checkpoints, so that they load without unpickling code. Runs from the command line
-        # keep everything, as class paths and numbers; those made in Python are rebuilt with their objects passed again.
-        for name in [name for name, value in self.hparams.items() if not _is_plain(value)]:
-            self.hparams.pop(name)
+        save_plain_hyperparameters(self)
         self.net = net
         self.make_optimizer = optimizer
         self.make_lr_scheduler = lr_scheduler
@@ -72,10 +79,9 @@ class ImplicitTask(pl.LightningModule, ABC):
         if compile:
             net.compile()
         self.channels_last = channels_last
-        self._format: RemovableHandle | None = None
+        self._format = ChannelsLast(net)
         if channels_last:
-            self._store_channels_last()
-        self._rng_state: dict[str, Tensor] = {}
+            self._format.on()
         self._solved: list[Equilibrium] = []
 
     @abstractmethod
@@ -109,44 +115,64 @@ class ImplicitTask(pl.LightningModule, ABC):
         """Return the prediction."""
         return self.net(x)[0]
 
-    def configure_callbacks(self) -> Sequence[Callback]:
-        """Add the model's own strategy where the trainer has none."""
-        given = any(isinstance(callback, GradientStrategy) for callback in self._callbacks())
-        return [] if given or self.strategy is None else [self.strategy]
-
-    def setup(self, stage: str) -> None:
-        """Give every implicit model the one strategy; this is before the checkpoint restores the strategy's state."""
-        del stage
-        if self.channels_last is None and self._format is None and self.trainer.strategy.root_device.type == "cpu":
-            self._store_channels_last()
-        for strategy in [callback for callback in self._callbacks() if isinstance(callback, GradientStrategy)]:
-            for model in self.implicit_models():
-                model.gradient = strategy
-
-    def teardown(self, stage: str) -> None:
-        """Put the memory format back where nobody asked for it: not all of PyTorch's utilities take another one."""
-        del stage
-        if self.channels_last is None and self._format is not None:
-            self._format.remove()
-            self._format = None
-            self.net.to(memory_format=torch.contiguous_format)
-
-    def _store_channels_last(self) -> None:
-        self.net.to(memory_format=torch.channels_last)
-        self._format = self.net.register_forward_pre_hook(_channels_last)
-
     def implicit_models(self) -> list[ImplicitModel]:
         """Return the implicit models in the network: itself, several, or none."""
         return [module for module in self.net.modules() if isinstance(module, ImplicitModel)]
 
     @property
-    def strategy(self) -> GradientStrategy | None:
-        """The strategy in force; None where there is no equilibrium."""
+    def gradient(self) -> GradientStrategy | None:
+        """The gradient strategy in force; None where there is no equilibrium."""
         models = self.implicit_models()
         return models[0].gradient if models else None
 
-    def _callbacks(self) -> list[Callback]:
-        return self.trainer.callbacks  # type: ignore[attr-defined]
+    def mode_of(self, figure: str) -> str:
+        """Return whether the highest ("max") or lowest ("min") value of a figure is the best."""
+        return self.mode if figure == self.monitor else "min"
+
+    @property
+    def departures(self) -> list[str]:
+        """What makes results of this task other than they should be."""
+        return []
+
+    def configure_callbacks(self) -> Sequence[Callback]:
+        """Add the random state of checkpoints, and the model's own strategy where the trainer has none."""
+        wanted: list[Callback] = [] if self._given(RandomState) else [RandomState()]
+        if self.gradient is not None and not self._given(GradientStrategy):
+            wanted.append(self.gradient)
+        return wanted
+
+    def setup(self, stage: str) -> None:
+        """Give every implicit model the one strategy; this is before the checkpoint restores the strategy's state."""
+        del stage
+        samples = samples_of(getattr(self.trainer, "datamodule", None))
+        if samples is not None:
+            self._check_samples(samples)
+        if self.channels_last is None and self.trainer.strategy.root_device.type == "cpu":
+            self._format.on()
+        for gradient in self._given(GradientStrategy):
+            for model in self.implicit_models():
+                model.gradient = gradient
+
+    def teardown(self, stage: str) -> None:
+        """Put the memory format back where nobody asked for it."""
+        del stage
+        if self.channels_last is None:
+            self._format.off()
+
+    def _check_samples(self, samples: Samples) -> None:
+        """Make sure that task and network are made for the data."""
+        name = type(self.trainer.datamodule).__name__  # type: ignore[attr-defined]
+        if self.takes and samples.kind not in self.takes:
+            own = type(self).__name__
+            raise CombinationError(f"`{own}` takes {' or '.join(self.takes)}, and `{name}` has {samples.kind}.")
+        sizes = {argument: getattr(self.net, argument, None) for argument in samples.arguments()}
+        for misfit in samples.misfits(sizes, name):
+            raise CombinationError(f"{misfit}.")
+
+    def _given(self, kind: type[Callback]) -> list[Any]:
+        """Return the trainer's callbacks of a kind."""
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        return [callback for callback in callbacks if isinstance(callback, kind)]
 
     def configure_optimizers(self) -> Any:
         """Make the optimizer and the schedule."""
@@ -164,8 +190,8 @@ class ImplicitTask(pl.LightningModule, ABC):
         steps = self.trainer.estimated_stepping_batches
         if math.isinf(steps):
             raise CombinationError(
-                f"`{type(scheduler).__name__}` needs a run whose number of steps is known, got one without end. Type "
-                "`--trainer.max_epochs N` or `--trainer.max_steps N`."
+                f"`{type(scheduler).__name__}` needs a run whose number of steps is known, got one without end. Set "
+                "`trainer.max_epochs=N` or `trainer.max_steps=N`."
             )
         scheduler.end_at(int(steps))
 
@@ -173,61 +199,6 @@ class ImplicitTask(pl.LightningModule, ABC):
         self, equilibria: Sequence[Equilibrium], batch_size: int | None = None, prefix: str = ""
     ) -> None:
         """Log the mean `solver_steps` and `solver_residual` over samples and equilibria, where one was solved."""
-        solutions = [equilibrium.solution for equilibrium in equilibria if equilibrium.solution is not None]
-        if not solutions:
-            return
         training = prefix == ""
-        values = {
-            f"{prefix}solver_steps": torch.cat([solution.steps for solution in solutions]).float().mean(),
-            f"{prefix}solver_residual": torch.cat([solution.residual for solution in solutions]).mean(),
-        }
+        values = {prefix + name: value for name, value in solver_figures(equilibria).items()}
         self.log_dict(values, prog_bar=training, on_epoch=not training, sync_dist=not training, batch_size=batch_size)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the random state, so that a resumed run draws what the uninterrupted one would have drawn."""
-        checkpoint["rng_state"] = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            checkpoint["rng_state"]["cuda"] = torch.cuda.get_rng_state(self.device)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the random state until training starts."""
-        self._rng_state = checkpoint.get("rng_state", {})
-
-    def on_train_start(self) -> None:
-        """Restore the random state; several processes must not share the one that was saved."""
-        if self.trainer.world_size > 1:
-            return
-        if "cpu" in self._rng_state:
-            torch.set_rng_state(self._rng_state["cpu"].cpu())
-        if "cuda" in self._rng_state and self.device.type == "cuda":
-            torch.cuda.set_rng_state(self._rng_state["cuda"].cpu(), self.device)
-
-
-def solver_columns(equilibria: Sequence[Equilibrium]) -> dict[str, Tensor]:
-    """Return each sample's steps, summed over the equilibria, and its largest residual, where one was solved."""
-    solutions = [equilibrium.solution for equilibrium in equilibria if equilibrium.solution is not None]
-    if not solutions:
-        return {}
-    return {
-        "solver_steps": torch.stack([solution.steps for solution in solutions]).sum(dim=0),
-        "solver_residual": torch.stack([solution.residual for solution in solutions]).amax(dim=0),
-    }
-
-
-def _channels_last(net: torch.nn.Module, inputs: Any) -> Any:
-    """Give images the memory format of the model."""
-    del net
-
-    def convert(x: Tensor) -> Tensor:
-        return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
-
-    return tree_map_only(Tensor, convert, inputs)
-
-
-def _is_plain(value: Any) -> bool:
-    """Say whether `value` is made of numbers, strings, lists and dictionaries alone."""
-    if isinstance(value, dict):
-        return all(_is_plain(item) for pair in value.items() for item in pair)
-    if isinstance(value, list | tuple):
-        return all(_is_plain(item) for item in value)
-    return value is None or type(value) in (bool, int, float, str)

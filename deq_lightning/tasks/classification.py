@@ -1,16 +1,14 @@
 """Image classification."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
-import torch
 import torch.nn.functional as F
-from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
-from deq_lightning.estimators import JacobianPenalty
 from deq_lightning.models import Equilibrium, Network
+from deq_lightning.samples import IMAGES
 from deq_lightning.tasks.supervised import SupervisedTask
 
 Batch = tuple[Tensor, Tensor]
@@ -36,33 +34,26 @@ class ImageClassification(SupervisedTask):
 
     Args:
         net: the model; maps images to logits.
-        optimizer: makes the optimizer from the parameters.
-        lr_scheduler: makes the schedule from the optimizer; stepped after every optimizer step. None: constant.
-        penalty: a penalty on the Jacobian at the equilibrium, added to the loss in training. None: no such term.
-        compile: whether to compile the cell with `torch.compile`; slow first steps. Not with `penalty`.
-        channels_last: whether images and the weights of convolutions are stored with the channels last. None: on a CPU,
-            where training steps were measured to be as fast or faster with it.
         criterion: the loss, `cross_entropy` or, as for the first MNIST networks of the JFB paper, `squared_error`: the
             mean square of the distance of the logits to the one-hot label.
         evaluate_in_train_mode: whether validation and test leave dropout and batch statistics as in training, as the
             code of the JFB paper does; not for results of your own.
+        options: those of `ImplicitTask`, from `optimizer` on.
 
     Raises:
         ValueError: if the criterion is not known, or `penalty` is wanted with `compile` or without an equilibrium.
     """
 
+    takes = (IMAGES,)
+
     def __init__(
         self,
         net: Network,
-        optimizer: OptimizerCallable = torch.optim.Adam,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        penalty: JacobianPenalty | None = None,
-        compile: bool = False,
-        channels_last: bool | None = None,
         criterion: Criterion = "cross_entropy",
         evaluate_in_train_mode: bool = False,
+        **options: Any,
     ) -> None:
-        super().__init__(net, optimizer, lr_scheduler, penalty, compile, channels_last)
+        super().__init__(net, **options)
         if criterion not in CRITERIA:
             raise ValueError(f"`criterion` must be one of {', '.join(CRITERIA)}; got {criterion!r}.")
         self.criterion_of = CRITERIA[criterion]

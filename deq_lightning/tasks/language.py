@@ -6,17 +6,15 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from torchmetrics import MeanMetric
 
 from deq_lightning.configured import CombinationError, check_at_least
-from deq_lightning.estimators import JacobianPenalty
 from deq_lightning.models import Equilibrium, Network
 from deq_lightning.models.language.transformer import Memory, Segment
-from deq_lightning.tasks.base import ImplicitTask, solver_columns
-
-UNKNOWN_ID = 0  # in every vocabulary, of the word that stands for all others
+from deq_lightning.samples import TEXT, UNKNOWN_ID, TextSource
+from deq_lightning.tasks.base import ImplicitTask
+from deq_lightning.tasks.reports import solver_columns
 
 
 class Perplexity(MeanMetric):
@@ -46,10 +44,7 @@ class LanguageModeling(ImplicitTask):
         continue_words: words by which `predict` continues a text, 1 or more.
         temperature: of the distribution that it draws them from, 0 or more; 1 is the model's own, 0 always takes the
             most probable word.
-        optimizer: makes the optimizer from the parameters.
-        lr_scheduler: makes the schedule from the optimizer; stepped after every optimizer step. None: constant.
-        penalty: a penalty on the Jacobian at the equilibrium, added to the loss in training. None: no such term.
-        compile: whether to compile the cell with `torch.compile`; slow first steps. Not with `penalty`.
+        options: those of `ImplicitTask`, from `optimizer` to `compile`.
 
     Raises:
         ValueError: if an argument is out of its range, or `penalty` is wanted with `compile` or without an equilibrium.
@@ -57,18 +52,11 @@ class LanguageModeling(ImplicitTask):
     """
 
     net: Any  # with a `vocabulary`
+    takes = (TEXT,)
+    monitor, mode = "val_ppl", "min"
 
-    def __init__(
-        self,
-        net: Network,
-        continue_words: int = 50,
-        temperature: float = 1.0,
-        optimizer: OptimizerCallable = torch.optim.Adam,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        penalty: JacobianPenalty | None = None,
-        compile: bool = False,
-    ) -> None:
-        super().__init__(net, optimizer, lr_scheduler, penalty, compile, channels_last=False)
+    def __init__(self, net: Network, continue_words: int = 50, temperature: float = 1.0, **options: Any) -> None:
+        super().__init__(net, **options)
         check_at_least(1, continue_words=continue_words)
         check_at_least(0, temperature=temperature)
         self.continue_words = continue_words
@@ -80,38 +68,21 @@ class LanguageModeling(ImplicitTask):
         self._text = ""
 
     def setup(self, stage: str) -> None:
-        """Make sure that the network is made for the vocabulary of the data."""
+        """Make sure that the network is one of words."""
         super().setup(stage)
         # Lightning would say that of the task's and the data's hook it takes the task's, which is the only one.
         warnings.filterwarnings("ignore", "You have overridden `on_after_batch_transfer`")
         if not hasattr(self.net, "vocabulary"):
             raise CombinationError(
-                f"`LanguageModeling` needs a network of words, `DEQTransformer`, got `{type(self.net).__name__}`. Type "
-                "`--model.net DEQTransformer`."
-            )
-        if self._data is not None:
-            self._check_words(self._data)
-
-    def _check_words(self, data: Any) -> None:
-        """Make sure that the data is of as many words as the network."""
-        name, words = type(data).__name__, self.net.vocabulary.vocab_size
-        if not hasattr(data, "vocabulary"):
-            raise CombinationError(
-                f"`LanguageModeling` needs a text, `PythonDocs`, `WikiText2` or `WikiText103`, got `{name}`. Type "
-                "`--data PythonDocs`."
-            )
-        size = len(data.vocabulary)
-        if size != words:
-            fewer = f" or `--data.vocab_size {words}`" if 3 <= words < size else ""
-            raise CombinationError(
-                f"`vocab_size` of the network must be {size}, the words of `{name}`, got {words}. Type "
-                f"`--model.net.vocab_size {size}`{fewer}."
+                f"`LanguageModeling` needs a network of words, got `{type(self.net).__name__}`. Choose "
+                "`net=DEQTransformer`."
             )
 
     @property
-    def _data(self) -> Any:
+    def _data(self) -> TextSource | None:
         """The text; None where there are loaders alone, or no trainer."""
-        return getattr(self._trainer, "datamodule", None)
+        data = getattr(self._trainer, "datamodule", None)
+        return data if isinstance(data, TextSource) else None
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Give the batch the memory of what came before in its split, if anything did."""
@@ -205,7 +176,7 @@ class LanguageModeling(ImplicitTask):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save what tells the vocabulary from others, and the memory of training of all processes, as plain data."""
         super().on_save_checkpoint(checkpoint)
-        if hasattr(self._data, "vocabulary_state"):
+        if self._data is not None:
             checkpoint["vocabulary"] = self._data.vocabulary_state()
         parts = self.memory.get("train", ())
         gathered = [cast(Tensor, self.all_gather(part)) for part in parts]  # (processes, streams, ...) of several
@@ -216,7 +187,7 @@ class LanguageModeling(ImplicitTask):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make sure that the vocabulary is the same, and keep the memory until training starts."""
         super().on_load_checkpoint(checkpoint)
-        if hasattr(self._data, "check_vocabulary") and "vocabulary" in checkpoint:
+        if self._data is not None and "vocabulary" in checkpoint:
             self._data.check_vocabulary(checkpoint["vocabulary"])
         self._saved = checkpoint.get("memory")
 

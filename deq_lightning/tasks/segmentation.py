@@ -1,14 +1,15 @@
 """Semantic segmentation."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
 from deq_lightning.configured import check_at_least
-from deq_lightning.estimators import JacobianPenalty
 from deq_lightning.models import Equilibrium, Network
+from deq_lightning.samples import PIXELS
 from deq_lightning.tasks.supervised import SupervisedTask
 
 Batch = tuple[Tensor, Tensor]
@@ -29,31 +30,19 @@ class SemanticSegmentation(SupervisedTask):
         num_classes: classes of a pixel, 2 or more.
         class_weights: of each class in the loss, positive: the weighted mean over the labelled pixels of a batch. None:
             all the same.
-        optimizer: makes the optimizer from the parameters.
-        lr_scheduler: makes the schedule from the optimizer; stepped after every optimizer step. None: constant.
-        penalty: a penalty on the Jacobian at the equilibrium, added to the loss in training. None: no such term.
-        compile: whether to compile the cell with `torch.compile`; slow first steps. Not with `penalty`.
-        channels_last: whether images and the weights of convolutions are stored with the channels last. None: on a CPU,
-            where training steps were measured to be as fast or faster with it.
+        options: those of `ImplicitTask`, from `optimizer` on.
 
     Raises:
         ValueError: if `class_weights` are not positive or not as many as the classes.
     """
 
     class_weights: Tensor
+    takes = (PIXELS,)
 
     def __init__(
-        self,
-        net: Network,
-        num_classes: int = 19,
-        class_weights: list[float] | None = None,
-        optimizer: OptimizerCallable = torch.optim.Adam,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        penalty: JacobianPenalty | None = None,
-        compile: bool = False,
-        channels_last: bool | None = None,
+        self, net: Network, num_classes: int = 19, class_weights: list[float] | None = None, **options: Any
     ) -> None:
-        super().__init__(net, optimizer, lr_scheduler, penalty, compile, channels_last)
+        super().__init__(net, **options)
         check_at_least(2, num_classes=num_classes)
         weights = [1.0] * num_classes if class_weights is None else class_weights
         if len(weights) != num_classes or not all(weight > 0 for weight in weights):
@@ -62,8 +51,8 @@ class SemanticSegmentation(SupervisedTask):
             )
         self.register_buffer("class_weights", torch.tensor(weights), persistent=False)
         self.measure(
-            acc=MulticlassAccuracy(num_classes, average="micro", ignore_index=IGNORED),
             miou=MulticlassJaccardIndex(num_classes, ignore_index=IGNORED),
+            acc=MulticlassAccuracy(num_classes, average="micro", ignore_index=IGNORED),
         )
 
     def answer(self, batch: Batch, split: str) -> tuple[Tensor, Tensor, list[Equilibrium]]:

@@ -7,22 +7,37 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from deq_lightning.models import Equilibrium
-from deq_lightning.tasks.base import ImplicitTask, solver_columns
+from deq_lightning.tasks.base import ImplicitTask
+from deq_lightning.tasks.reports import solver_columns
 
 
 class SupervisedTask(ImplicitTask):
     """Trains, evaluates and predicts with labels; a subclass says what answers which labels, and how it is judged.
 
     Subclasses write `answer` and `criterion`, call `measure` once, and may decide and tabulate in their own way.
+
+    Args:
+        net: the model.
+        options: those of `ImplicitTask`, from `optimizer` on.
     """
 
     val_metrics: MetricCollection
     test_metrics: MetricCollection
 
     def measure(self, **metrics: Metric | MetricCollection) -> None:
-        """Choose the figures of whole splits, by the names they are logged under after `val_` and `test_`."""
+        """Choose the figures of whole splits, by the names they are logged under after `val_` and `test_`.
+
+        The first one selects the best checkpoint.
+        """
         self.val_metrics = MetricCollection(metrics, prefix="val_")
         self.test_metrics = self.val_metrics.clone(prefix="test_")
+        self.monitor = f"val_{next(iter(metrics))}"
+        self.mode = self.mode_of(self.monitor)
+
+    def mode_of(self, figure: str) -> str:
+        """Return what the metric says of itself; "min" for the loss."""
+        metrics = dict(self.val_metrics.items())
+        return "max" if figure in metrics and metrics[figure].higher_is_better else "min"
 
     @abstractmethod
     def answer(self, batch: Any, split: str) -> tuple[Tensor, Tensor, list[Equilibrium]]:

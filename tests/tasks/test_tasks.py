@@ -98,7 +98,7 @@ def test_cosine_to_end_spans_the_run(folder: Path) -> None:
 def test_a_schedule_to_the_end_needs_an_end(folder: Path) -> None:
     task = ImageClassification(net(), lr_scheduler=CosineToEnd)
     endless = trainer(folder, max_steps=-1, max_epochs=-1, max_time={"seconds": 3})
-    with pytest.raises(CombinationError, match=r"`CosineToEnd` needs a run .* Type `--trainer.max_epochs N` or"):
+    with pytest.raises(CombinationError, match=r"`CosineToEnd` needs a run .* Set `trainer.max_epochs=N` or"):
         endless.fit(task, Digits())
 
 
@@ -196,7 +196,7 @@ def test_a_network_without_an_equilibrium_trains_and_is_projected_after_every_op
     trainer(folder).validate(task, Digits(), verbose=False)
     assert task.net.projections == 3
     assert task.net.out.weight.abs().max() == 0.05
-    assert task.strategy is None
+    assert task.gradient is None
 
 
 def test_a_penalty_without_an_equilibrium_is_refused() -> None:

@@ -14,6 +14,7 @@ from torch_geometric.loader import DataLoader
 from deq_lightning.data.base import DataModule
 from deq_lightning.data.errors import DataError, DatasetNotFoundError, brief
 from deq_lightning.data.order import TrainLoader
+from deq_lightning.samples import NODES, Samples
 
 
 class GraphTrainLoader(TrainLoader, DataLoader):
@@ -23,8 +24,7 @@ class GraphTrainLoader(TrainLoader, DataLoader):
 class GraphDataModule(DataModule):
     """Base of the data modules on graphs, which are held in memory as `Data` objects of PyTorch Geometric.
 
-    After `setup`, `num_features` and `num_classes` are what a network must be made for, and `perron` is a bound on the
-    Perron-Frobenius eigenvalue of the adjacency of every graph.
+    `setup` calls `describe`.
 
     Args:
         batch_size: training graphs per step and device, 1 or more.
@@ -39,9 +39,26 @@ class GraphDataModule(DataModule):
     in_memory: ClassVar[bool] = True
     train_loader = GraphTrainLoader
     eval_loader = DataLoader
-    num_features: int | None = None
-    num_classes: int | None = None
-    perron: float = 1.0
+    _samples: Samples | None = None
+
+    @property
+    def samples(self) -> Samples | None:
+        """What the graphs are; they are read, unless they have been."""
+        if self._samples is None:
+            self.prepare_data()
+            self.setup()
+        return self._samples
+
+    def describe(self, kind: str, graph: Data, classes: int, perron: float = 1.0) -> None:
+        """Say what the graphs are.
+
+        Args:
+            kind: one of those in `deq_lightning.samples`.
+            graph: one of them.
+            classes: classes or labels.
+            perron: bound on the Perron-Frobenius eigenvalue of the adjacency of every graph.
+        """
+        self._samples = Samples(kind, features=graph.num_features, classes=classes, perron=perron)
 
 
 class GraphFiles(GraphDataModule):
@@ -111,7 +128,7 @@ class OneGraph(GraphDataModule):
 
     def _use(self, graph: Data) -> None:
         """Make the graph all three splits."""
-        self.num_features, self.num_classes = graph.num_features, int(graph.y.max()) + 1
+        self.describe(NODES, graph, int(graph.y.max()) + 1)
         self.train_set = self.val_set = self.test_set = [graph]
 
 

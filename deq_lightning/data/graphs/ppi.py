@@ -12,6 +12,7 @@ from torch_geometric.data import Data, download_url, extract_zip
 
 from deq_lightning.data.errors import DataError, DatasetNotFoundError, brief
 from deq_lightning.data.graphs.base import GraphFiles, check_graphs
+from deq_lightning.samples import NODE_LABELS
 
 Normalization = Literal["perron", "gcn", "none"]
 
@@ -59,7 +60,7 @@ class PPI(GraphFiles):
         root: folder that holds `raw/`, with the files as PyTorch Geometric names them.
         download: whether to fetch what is missing.
         normalization: of the edges' weights: `perron` for A / ρ, `gcn` for D^(-1/2) (A + I) D^(-1/2), `none` for A.
-            For the last a network needs `perron`, the largest ρ of all graphs; the error without it says that number.
+            For the last a network needs `perron`, the largest ρ of all graphs.
         batch_size: training graphs per step and device, 1 or more.
         eval_batch_size: graphs per validation, test or prediction step.
         num_workers: processes that put graphs together; by default 0.
@@ -117,9 +118,10 @@ class PPI(GraphFiles):
             return
         self.prepare_data()
         self.train_set, self.val_set, self.test_set = (self._read(split) for split in ("train", "valid", "test"))
-        if self.normalization == "none":
-            graphs = [*self.train_set, *self.val_set, *self.test_set]
-            self.perron = max(perron_bound(graph.edge_index, graph.num_nodes) for graph in graphs)
+        graphs = [*self.train_set, *self.val_set, *self.test_set]
+        whole = self.normalization == "none"
+        bounds = [perron_bound(graph.edge_index, graph.num_nodes) for graph in graphs if whole]
+        self.describe(NODE_LABELS, graphs[0], graphs[0].y.shape[1], max(bounds, default=1.0))
 
     def _read(self, split: str) -> list[Data]:
         try:
@@ -133,7 +135,6 @@ class PPI(GraphFiles):
         labels = torch.cat([graph.y for graph in graphs])
         if not ((labels == 0) | (labels == 1)).all():
             raise DataError(f"the labels under `{self.folder}` must be 0 or 1, got {labels.min()} to {labels.max()}.")
-        self.num_features, self.num_classes = graphs[0].num_features, labels.shape[1]
         return [self._normalised(graph) for graph in graphs]
 
     def _normalised(self, graph: Data) -> Data:

@@ -13,6 +13,7 @@ from torch_geometric.io import read_tu_data
 from deq_lightning.configured import check_at_least
 from deq_lightning.data.errors import DataError, DatasetNotFoundError, SplitError, brief
 from deq_lightning.data.graphs.base import GraphFiles, check_graphs
+from deq_lightning.samples import GRAPHS
 
 
 class TUFiles(InMemoryDataset):
@@ -100,7 +101,7 @@ class TUGraphs(GraphFiles):
         self.root = root
         self.name = name
         self.download = download
-        self.folds = folds
+        self.folds: int = folds
         self.fold = fold
         self.val_fraction = val_fraction
         self.validate_on_test = validate_on_test
@@ -139,7 +140,7 @@ class TUGraphs(GraphFiles):
         self.prepare_data()
         graphs = self._read()
         labels = torch.cat([graph.y for graph in graphs])
-        self.num_features, self.num_classes = graphs[0].num_features, int(labels.max()) + 1
+        self.describe(GRAPHS, graphs[0], int(labels.max()) + 1)
         parts = self._split(labels.numpy())
         train, val, test = ([graphs[i] for i in part] for part in parts)
         self.train_set, self.test_set = normalised(train), normalised(test, 2.0 if self.double_test_edges else 1.0)

@@ -15,6 +15,7 @@ from deq_lightning.configured import check_at_least
 from deq_lightning.data.base import DataModule
 from deq_lightning.data.errors import DatasetNotFoundError, SplitError
 from deq_lightning.data.order import SeededDraws
+from deq_lightning.samples import IMAGES, Samples
 
 CLASSES = 10
 # what torchvision raises on files that are missing, cut short, or not what their name says
@@ -48,6 +49,7 @@ class TorchvisionImages(DataModule):
     """
 
     dataset: ClassVar[type[datasets.VisionDataset]]
+    shape: ClassVar[tuple[int, int, int]]
     files: ClassVar[tuple[str, ...]]  # under `root`
     mean: ClassVar[tuple[float, ...]]
     std: ClassVar[tuple[float, ...]]
@@ -84,6 +86,12 @@ class TorchvisionImages(DataModule):
         self.augmentation = list(augmentation or [])
         self.augment_test = augment_test
         self.validate_on_test = validate_on_test
+
+    @property
+    def samples(self) -> Samples:
+        """What the images are."""
+        channels, *size = self.shape
+        return Samples(IMAGES, channels=channels, size=(size[0], size[1]), classes=CLASSES)
 
     def prepare_data(self) -> None:
         """Download what is missing if allowed, and read both splits, so that a bad file stops the run at its start."""
@@ -181,6 +189,7 @@ class MNIST(TorchvisionImages):
     """
 
     dataset = datasets.MNIST
+    shape = (1, 28, 28)
     files = (
         "MNIST/raw/train-images-idx3-ubyte",
         "MNIST/raw/train-labels-idx1-ubyte",
@@ -200,6 +209,7 @@ class SVHN(TorchvisionImages):
     """
 
     dataset = datasets.SVHN
+    shape = (3, 32, 32)
     files = ("train_32x32.mat", "test_32x32.mat")
     mean = (0.4377, 0.4438, 0.4728)
     std = (0.1980, 0.2010, 0.1970)
@@ -221,6 +231,7 @@ class CIFAR10(TorchvisionImages):
     """
 
     dataset = datasets.CIFAR10
+    shape = (3, 32, 32)
     files = (
         *(f"cifar-10-batches-py/data_batch_{number}" for number in range(1, 6)),
         "cifar-10-batches-py/test_batch",

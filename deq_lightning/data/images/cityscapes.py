@@ -14,9 +14,11 @@ from torchvision.tv_tensors import Image, Mask
 from deq_lightning.configured import check_at_least
 from deq_lightning.data.errors import DatasetNotFoundError
 from deq_lightning.data.images.files import MEAN, STD, ImageFiles, read_image
+from deq_lightning.samples import PIXELS, Samples
 
 HEIGHT = 1024  # of every image; the width is twice that
 IGNORED = 255
+CLASSES = 19
 # What unpacking may raise, and torchvision for folders that are not there.
 UNREADABLE = (RuntimeError, OSError, BadZipFile)
 
@@ -93,6 +95,11 @@ class Cityscapes(ImageFiles):
             raise ValueError(f"`scale` must be two ascending numbers, 1/{HEIGHT} or more, got {list(scale)}.")
         self.crop_size = crop_size
         self.scale = scale
+
+    @property
+    def samples(self) -> Samples:
+        """What the scenes are; those for training are cropped, the others are whole."""
+        return Samples(PIXELS, channels=3, classes=CLASSES)
 
     def _read(self, split: str) -> Scenes:
         root = Path(self.root).expanduser()

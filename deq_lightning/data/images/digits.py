@@ -9,6 +9,7 @@ from sklearn.model_selection import train_test_split
 from torch.utils.data import TensorDataset
 
 from deq_lightning.data.base import DataModule
+from deq_lightning.samples import IMAGES, Samples
 
 PIXEL_MAX = 16  # load_digits counts the inked pixels of 4x4 blocks
 
@@ -56,6 +57,11 @@ class Digits(DataModule):
             )
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
+
+    @property
+    def samples(self) -> Samples:
+        """What the images are."""
+        return Samples(IMAGES, channels=1, size=(8, 8), classes=10)
 
     def setup(self, stage: str | None = None) -> None:
         """Split and normalise the images, whatever the stage."""

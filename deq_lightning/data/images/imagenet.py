@@ -12,6 +12,7 @@ from torchvision.transforms import v2
 from deq_lightning.configured import check_at_least
 from deq_lightning.data.errors import DatasetNotFoundError
 from deq_lightning.data.images.files import MEAN, STD, ImageFiles, read_image
+from deq_lightning.samples import IMAGES, Samples
 
 MARGIN = 0.875  # share of an evaluated image's shorter side that is looked at
 
@@ -60,6 +61,15 @@ class ImageNet(ImageFiles):
         self.image_size = image_size
         self.crop_area = crop_area
         self.crop_aspect = crop_aspect
+
+    @property
+    def samples(self) -> Samples:
+        """What the images are; their classes are the folders."""
+        folder = Path(self.root).expanduser() / "train"
+        if not folder.is_dir():
+            raise self._error(f"there is no folder `{folder}`")
+        classes = sum(entry.is_dir() for entry in folder.iterdir())
+        return Samples(IMAGES, channels=3, size=(self.image_size, self.image_size), classes=classes or None)
 
     def prepare_data(self) -> None:
         """Look at the files of both splits, so that a missing one stops the run at its start."""

@@ -2,24 +2,25 @@
 
 import sys
 import warnings
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
 from deq_lightning.configured import check_at_least
+from deq_lightning.data.base import Described
 from deq_lightning.data.errors import DataError, SplitError
 from deq_lightning.data.text.streams import StreamBatch, StreamLoader
 from deq_lightning.data.text.vocabulary import END_ID, SPECIAL, Vocabulary
+from deq_lightning.samples import TEXT, Samples
 
 SPLITS = ("train", "val", "test")
 
 
-class TextDataModule(pl.LightningDataModule, ABC):
+class TextDataModule(Described):
     """Base of the data modules on text; a subclass reads it, and says what its words are.
 
     Every split is one text, cut into as many contiguous streams as the batch has rows. Batches are the segments of all
@@ -80,6 +81,15 @@ class TextDataModule(pl.LightningDataModule, ABC):
     @abstractmethod
     def source(self) -> str:
         """What the vocabulary was made from."""
+
+    @property
+    def samples(self) -> Samples:
+        """What the text is; it is read, unless its number of words is given."""
+        if self.vocab_size is None and self.vocabulary is None:
+            self.prepare_data()
+            self.vocabulary, self.texts = self.load()
+        words = self.vocab_size if self.vocabulary is None else len(self.vocabulary)
+        return Samples(TEXT, words=words)
 
     def setup(self, stage: str | None = None) -> None:
         """Read all splits, and make sure that those of `stage` can be used."""

@@ -9,13 +9,14 @@ from itertools import chain
 import numpy as np
 
 from deq_lightning.data.errors import DataError
+from deq_lightning.samples import UNKNOWN_ID
 
 SPECIAL = ("<unk>", "<eos>")
-UNKNOWN_ID, END_ID = range(len(SPECIAL))
+END_ID = SPECIAL.index("<eos>")
 
 
 class Vocabulary:
-    """Words and their ids: `<unk>` is 0, `<eos>` is 1, then the others, the most frequent first.
+    """Words and their ids: `<unk>` is `UNKNOWN_ID`, `<eos>` is 1, then the others, the most frequent first.
 
     Args:
         words: by id.

@@ -90,7 +90,7 @@ class DEQTransformer(ImplicitModel):
 
     def __init__(
         self,
-        vocab_size: int,
+        vocab_size: int = 267_735,
         width: int = 700,
         heads: int = 10,
         inner_width: int = 48000,

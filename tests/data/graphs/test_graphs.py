@@ -53,7 +53,7 @@ def identity(graph: Data) -> tuple:
 
 def test_a_collection_is_read_as_it_is_written(root: Path) -> None:
     data = tu(root)
-    assert (data.num_features, data.num_classes) == (3, 2)
+    assert (data.samples.features, data.samples.classes) == (3, 2)
     graphs = normalised(data._read())
     assert [graph.num_nodes for graph in graphs] == [1, *(2 + number % 4 for number in range(1, 24))]
     assert [int(graph.y) for graph in graphs] == [1 if number % 3 == 0 else 0 for number in range(24)]
@@ -173,9 +173,11 @@ def test_a_resumed_run_sees_the_same_graphs(root: Path) -> None:
 def test_without_node_labels_there_is_a_constant(root: Path) -> None:
     (root / "PROTEINS/raw/PROTEINS_node_labels.txt").unlink()
     data = tu(root)
-    assert data.num_features == 1 and all(torch.equal(graph.x, torch.ones(len(graph.x), 1)) for graph in data.train_set)
+    assert data.samples.features == 1 and all(
+        torch.equal(graph.x, torch.ones(len(graph.x), 1)) for graph in data.train_set
+    )
     (root / "PROTEINS/raw/PROTEINS_node_attributes.txt").unlink()
-    assert tu(root).num_features == 1
+    assert tu(root).samples.features == 1
 
 
 def test_a_missing_collection(tmp_path: Path, root: Path) -> None:
@@ -333,7 +335,7 @@ def test_too_few_nodes() -> None:
 def test_the_karate_club() -> None:
     data = ready(KarateClub())
     (graph,) = data.test_set
-    assert (data.num_features, data.num_classes) == (34, 4)
+    assert (data.samples.features, data.samples.classes) == (34, 4)
     masks = torch.stack([graph.train_mask, graph.val_mask, graph.test_mask])
     assert masks.sum(dim=1).tolist() == [4, 10, 20] and (masks.sum(dim=0) == 1).all()
     a = dense(graph)
@@ -352,7 +354,7 @@ def test_the_karate_club() -> None:
 def test_ppi_is_read_from_the_files(root: Path) -> None:
     data = ready(PPI(str(root / "PPI"), normalization="none"))
     assert [len(one) for one in (data.train_set, data.val_set, data.test_set)] == [3, 2, 2]
-    assert (data.num_features, data.num_classes) == (50, 121)
+    assert (data.samples.features, data.samples.classes) == (50, 121)
     for number, graph in enumerate(data.train_set):
         ring = torch.zeros(5 + number, 5 + number)
         for i in range(4 + number):
@@ -390,8 +392,8 @@ def test_ppi_with_isolated_nodes_loops_and_no_edges(root: Path, directed: bool) 
 
 def test_the_perron_eigenvalue_of_all_ppi_graphs(root: Path) -> None:
     """Rings have one of 2."""
-    assert ready(PPI(str(root / "PPI"), normalization="none")).perron == pytest.approx(2, abs=1e-6)
-    assert ready(PPI(str(root / "PPI"))).perron == 1
+    assert ready(PPI(str(root / "PPI"), normalization="none")).samples.perron == pytest.approx(2, abs=1e-6)
+    assert ready(PPI(str(root / "PPI"))).samples.perron == 1
 
 
 @pytest.mark.parametrize("normalization", ["perron", "gcn"])

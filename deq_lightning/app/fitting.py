@@ -1,0 +1,110 @@
+"""Task and network made for the data: what is not typed is filled in, what cannot fit is refused."""
+
+import pydoc
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+from torch import Tensor
+
+from deq_lightning.app.messages import UsageError
+from deq_lightning.app.names import families
+from deq_lightning.estimators.modes import evaluating, solving
+from deq_lightning.samples import IMAGES, Samples
+from deq_lightning.tasks import ImplicitTask
+
+ONE_EVALUATION = {"max_steps": 1, "eval_max_steps": None}
+PLACES = {"model.net": "model.init_args.net.init_args", "model": "model.init_args"}  # by the flags that lead there
+
+
+def fill_sizes(config: Namespace, typed: Namespace, samples: Samples, data: str) -> list[str]:
+    """Give task and network the sizes of the data, where they have an argument for one that was not typed.
+
+    Args:
+        config: of the subcommand, with every default; changed.
+        typed: what of it was typed or read from a config.
+        samples: of the data.
+        data: name of the data module.
+
+    Returns:
+        The flags that would have filled in the same.
+
+    Raises:
+        UsageError: if what was typed does not fit.
+    """
+    filled = []
+    for flag, place in PLACES.items():
+        own, theirs = config.get(place), typed.get(place) or {}
+        if own is None:
+            continue
+        given = {name: value for name, value in vars(own).items() if theirs.get(name) is not None}
+        for misfit in samples.misfits(given, data):
+            name = misfit.split("`")[1]
+            raise UsageError(f"{misfit}. Type `--{flag}.{name} {samples.arguments()[name]:.7g}`, or leave it out.")
+        for name, value in samples.arguments().items():
+            if name in own and name not in given:
+                own[name] = value
+                filled.append(f"--{flag}.{name}={value}")
+    return filled
+
+
+def class_of(config: Namespace) -> type[ImplicitTask]:
+    """Return the class that a config names."""
+    found = pydoc.locate(config.class_path)
+    assert isinstance(found, type)
+    return found
+
+
+def select_by_task(best_checkpoint: Namespace, typed: Namespace | None, task: ImplicitTask) -> None:
+    """Let the task say which figure selects the best checkpoint and whether high or low is best, where nobody typed it.
+
+    Args:
+        best_checkpoint: the settings, with every default; changed.
+        typed: those that were typed.
+        task: the task.
+    """
+    given = typed or Namespace()
+    if given.get("monitor") is None:
+        best_checkpoint.monitor = task.monitor
+    if given.get("mode") is None:
+        best_checkpoint.mode = task.mode_of(best_checkpoint.monitor)
+
+
+def check_task(task: ImplicitTask | type[ImplicitTask], samples: Samples, data: str) -> None:
+    """Make sure that the task takes the samples.
+
+    Raises:
+        UsageError: if it does not; names those that do.
+    """
+    if not task.takes or samples.kind in task.takes:
+        return
+    own: Any = task if isinstance(task, type) else type(task)
+    if samples.kind in own.takes:  # with other arguments
+        raise UsageError(f"`{own.__name__}` takes {samples.kind}, as `{data}` has, {own.takes_others}.")
+    tasks: list[Any] = families()["model"]
+    others = [one.__name__ for one in tasks if samples.kind in one.takes]
+    advice = f" Type `--model {others[0]}`, or another `--data`." if others else " Type another `--data`."
+    raise UsageError(f"`{own.__name__}` takes {' or '.join(task.takes)}, and `{data}` has {samples.kind}.{advice}")
+
+
+def try_out(task: ImplicitTask, samples: Samples, data: str) -> None:
+    """Show the network samples of zeros before anything of the run begins.
+
+    Raises:
+        UsageError: if the network cannot take it, or answers with too few classes.
+    """
+    example, net = samples.example(), type(task.net).__name__
+    if example is None or example.dim() != 4:
+        return
+    example = example.to(next(task.net.parameters()).dtype)
+    shape = f"images of {tuple(example.shape[1:])}"
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), evaluating(task), solving(task, **ONE_EVALUATION):
+            output = task.net(example)[0]
+    except Exception as error:  # whatever a network raises on what it is not made for
+        reason = (str(error).splitlines() or [type(error).__name__])[0].strip(" .")
+        raise UsageError(f"`{net}` cannot take {shape} of `{data}`: {reason}. Type another `--model.net`.") from error
+    wanted = samples.classes or 1
+    if samples.kind == IMAGES and (output.dim() != 2 or output.shape[1] < wanted):
+        got = f"an answer of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+        raise UsageError(f"`{net}` must answer an image of `{data}` with {wanted} logits or more, got {got}.")

@@ -1,0 +1,98 @@
+"""What a data module says of its samples, so that tasks and networks can be made for them."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+IMAGES = "images with a class each"
+PIXELS = "images with a class for each pixel"
+GRAPHS = "graphs with a class each"
+NODES = "graphs with a class for each node"
+NODE_LABELS = "graphs with several labels for each node"
+TEXT = "a text"
+
+UNKNOWN_ID = 0  # in every vocabulary, of the word that stands for all others
+AT_LEAST = ("num_classes", "perron")  # a network may be made for more of these
+ROUNDING = 1e-3  # what is normalised has a Perron-Frobenius eigenvalue of 1, but for rounding
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What the samples of a data module are. None: not known, or of no meaning for them.
+
+    Args:
+        kind: inputs and labels in words: one of the constants beside this class, or words of your own.
+        channels: of an image.
+        size: height and width of every image, in pixels.
+        features: numbers of an input: of a node, of a row. Of an image it follows from `channels` and `size`.
+        classes: classes, or labels, to predict.
+        words: words of the vocabulary.
+        perron: bound on the Perron-Frobenius eigenvalue of the adjacency of every graph.
+    """
+
+    kind: str
+    channels: int | None = None
+    size: tuple[int, int] | None = None
+    features: int | None = None
+    classes: int | None = None
+    words: int | None = None
+    perron: float | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """Shape of an image."""
+        return None if self.channels is None or self.size is None else (self.channels, *self.size)
+
+    def arguments(self) -> dict[str, Any]:
+        """Return what a network must be made for, by the names of the arguments that networks have for it."""
+        square = self.size is not None and self.size[0] == self.size[1]
+        values = {
+            "in_channels": self.channels,
+            "image_size": self.size[0] if square and self.size is not None else None,
+            "in_features": math.prod(self.shape) if self.shape and self.features is None else self.features,
+            "num_classes": self.classes,
+            "vocab_size": self.words,
+            "perron": self.perron,
+        }
+        return {name: value for name, value in values.items() if value is not None}
+
+    def misfits(self, arguments: Mapping[str, Any], data: str) -> Iterator[str]:
+        """Yield a sentence for each of a network's arguments that does not fit.
+
+        Args:
+            arguments: of the network, or of the task.
+            data: name of the data module.
+        """
+        for name, wanted in self.arguments().items():
+            value = arguments.get(name)
+            if value is None or value == wanted or (name in AT_LEAST and value >= wanted * (1 - ROUNDING)):
+                continue
+            least = " or more" if name in AT_LEAST else ""
+            yield f"`{name}` of the network must be {wanted:.7g}{least} for `{data}`, got {value}"
+
+    def example(self) -> Tensor | None:
+        """Return two samples, all zeros, where their shape is known: of one alone PyTorch refuses some statistics."""
+        return None if self.shape is None else torch.zeros(2, *self.shape)
+
+
+@runtime_checkable
+class TextSource(Protocol):
+    """A data module whose samples are words, of a vocabulary that a network's weights depend on."""
+
+    vocabulary: Any
+
+    def vocabulary_state(self) -> dict[str, Any]:
+        """Return what tells the vocabulary from any other, as plain data; goes into checkpoints."""
+
+    def check_vocabulary(self, saved: dict[str, Any]) -> None:
+        """Raise an error unless the vocabulary is that of the checkpoint."""
+
+
+def samples_of(data: Any) -> Samples | None:
+    """Return what a data module says of its samples, if it says anything."""
+    samples = getattr(data, "samples", None)
+    return samples if isinstance(samples, Samples) else None
