@@ -32,21 +32,8 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 def test_other_images(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_cifar10(folder, monkeypatch)
-    cli = main(
-        [
-            "fit",
-            "--config",
-            "digits_upg",
-            "--data",
-            "CIFAR10",
-            "--data.root",
-            str(folder),
-            "--data.val_size",
-            "10",
-            *ONE_STEP,
-        ]
-    )
-    assert cli.model.net.stem[0].in_channels == 3
+    cli = main([*FIT_CIFAR, "--data.root", str(folder), *ONE_STEP])
+    assert next(cli.model.net.stem.parameters()).shape[1] == 3
 
 
 def test_other_graphs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,17 +104,7 @@ def test_the_config_that_is_printed_and_saved_has_the_sizes(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_cifar10(folder, monkeypatch)
-    arguments = [
-        "fit",
-        "--config",
-        "digits_upg",
-        "--data",
-        "CIFAR10",
-        "--data.root",
-        str(folder),
-        "--data.val_size",
-        "10",
-    ]
+    arguments = [*FIT_CIFAR, "--data.root", str(folder)]
     with pytest.raises(SystemExit) as exit_:
         main([*arguments, "--print_config"])
     assert exit_.value.code == 0
