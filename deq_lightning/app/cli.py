@@ -1,5 +1,6 @@
 """The command line: `fit`, `validate`, `test`, `predict`, `cross_validate`."""
 
+import inspect
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -16,10 +17,14 @@ import deq_lightning
 from deq_lightning.app.checkpoints import check_fits, load_weights, read_checkpoint
 from deq_lightning.app.configs import ConfigByName
 from deq_lightning.app.cross_validate import cross_validate
+from deq_lightning.app.ending import curves, in_words
+from deq_lightning.app.header import Header, departures, say_departures
 from deq_lightning.app.messages import UsageError
 from deq_lightning.app.names import families, load_named
 from deq_lightning.app.parser import Parser
-from deq_lightning.app.runs import SaveConfig, free_folder, run_name, say, with_own_config
+from deq_lightning.app.progress import display, progress
+from deq_lightning.app.runs import SaveConfig, free_folder, from_here, run_name, say, with_own_config
+from deq_lightning.app.stops import Footprint, interruptible, stoppable
 from deq_lightning.app.translation import in_brief
 from deq_lightning.callbacks import DivergenceError, DivergenceGuard, EquilibriumMonitor, PredictionWriter
 from deq_lightning.configured import CombinationError, RunError
@@ -47,6 +52,7 @@ class DEQCLI(LightningCLI):
     """LightningCLI with a gradient strategy under its own key, a folder for every run, and short errors."""
 
     folder: Path | None = None
+    footprint: Footprint | None = None
     checkpoint: dict[str, Any] | None = None
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
@@ -118,6 +124,7 @@ class DEQCLI(LightningCLI):
         if self.folder is None or config.run is not None:
             parent = Path(config.trainer.default_root_dir or "checkpoints")
             self.folder = free_folder(parent, config.run or run_name(config))
+        self.footprint = Footprint(self.folder, (self.checkpoint or {}).get("global_step", 0))
         self.save_config_kwargs = {"folder": self.folder, "typed": typed}
         if config.trainer.logger is None:
             place = Namespace(save_dir=str(self.folder), name="", version="")
@@ -142,60 +149,59 @@ class DEQCLI(LightningCLI):
             say(f"weights: {load_weights(self.model, weights)}")
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        """Build the trainer, without the callbacks that save if `--trainer.enable_checkpointing false` says so."""
-        if self._get(self.config, "trainer").enable_checkpointing is False:
+        """Build the trainer with what is seen of the run, and without the callbacks that must not save."""
+        typed = self._get(self.config_init, "trainer")
+        if typed.enable_checkpointing is False:
             keys = self._parser(self.subcommand).callback_keys
             keys[:] = [key for key in keys if key not in CHECKPOINTS]
-        return super().instantiate_trainer(**kwargs)
+        fit = self.subcommand == "fit"
+        seen = [Header(self.folder, self._get(self.config, "seed_everything"))] if fit else []
+        # Behind all other callbacks, so that what those log of a batch is there.
+        self.trainer_defaults = {**self.trainer_defaults, "callbacks": [*seen, *progress(typed, fit)]}
+        return super().instantiate_trainer(**display(typed), **kwargs)
 
-    def before_fit(self) -> None:
-        """Say what really runs."""
-        models = self.model.implicit_models()
-        if models:
-            say(f"gradient: {self._get(self.config_init, 'gradient')}")
-        for solver in dict.fromkeys(str(model.solver) for model in models):
-            say(f"solver: {solver}")
-        if not models:
-            say(f"net: {type(self.model.net).__name__}, which has no equilibrium; `--gradient` has no effect")
-        say(f"run: {self.folder}")
-        self._say_departures()
-
-    def after_test(self) -> None:
-        """Say what the figures do not mean."""
-        self._say_departures()
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run, and end in order also where something or somebody stops it."""
+        last, guard = (self._get(self.config_init, key) for key in ("last_checkpoint", "guard"))
+        with stoppable(self.trainer, self.footprint, last, guard):
+            super()._run_subcommand(subcommand)
 
     @property
     def departures(self) -> list[str]:
         """What makes results other than they should be."""
-        return [departure for part in (self.datamodule, self.model) for departure in getattr(part, "departures", [])]
+        return departures(self.datamodule, self.model)
 
-    def _say_departures(self) -> None:
-        """Label results that were not got as they should be."""
-        for departure in self.departures:
-            say(f"not comparable: {departure}")
+    def after_validate(self) -> None:
+        """Say what was reached."""
+        self._say_in_words("val")
+
+    def after_test(self) -> None:
+        """Say what was reached, and what the figures do not mean."""
+        self._say_in_words("test")
+
+    def _say_in_words(self, split: str) -> None:
+        for line in in_words(self.trainer.callback_metrics, split, self.model):
+            say(line)
+        say_departures(self.datamodule, self.model)
 
     def after_fit(self) -> None:
-        """Test the best checkpoint, and say where it is and what to type next."""
+        """Test the best checkpoint, and say where it is, where the curves are and what to type next."""
         best, last = (self._get(self.config_init, key) for key in CHECKPOINTS)
-        if not best.best_model_path:
-            if last.best_model_path:  # stopped before the first validation
-                path = _from_here(last.best_model_path)
-                say(f"last checkpoint: {path}\nnext: python -m deq_lightning fit --ckpt_path {path}")
-            return
-        path = _from_here(best.best_model_path)
-        say(f"best checkpoint: {path} ({best.monitor} {best.best_model_score:.4g})")
-        following = "test"
-        if self._get(self.config, "test_after_fit"):
+        path, following = from_here(best.best_model_path or last.best_model_path), "fit"
+        if best.best_model_path:
+            say(f"best checkpoint: {path} ({best.monitor} {best.best_model_score:.4g})", flush=True)
+            following = "test"
+        elif last.best_model_path:  # stopped before the first validation
+            say(f"last checkpoint: {path}")
+        if following == "test" and self._get(self.config, "test_after_fit"):
             (metrics,) = self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=path, verbose=False)
             say("  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
-            self._say_departures()
+            self._say_in_words("test")
             following = "predict"
-        say(f"next: python -m deq_lightning {following} --ckpt_path {path}")
-
-
-def _from_here(path: str) -> str:
-    """Return the path relative to the current folder if it lies in it."""
-    return str(Path(path).relative_to(Path.cwd())) if Path(path).is_relative_to(Path.cwd()) else path
+        for folder in curves(self.trainer):
+            say(f"curves: tensorboard --logdir {folder}")
+        if best.best_model_path or last.best_model_path:
+            say(f"next: python -m deq_lightning {following} --ckpt_path {path}")
 
 
 def _texts(args: Sequence[str]) -> Iterator[str]:
@@ -207,6 +213,7 @@ def _texts(args: Sequence[str]) -> Iterator[str]:
             yield path.read_text()
 
 
+@interruptible
 def main(args: Sequence[str] | None = None, run: bool = True) -> DEQCLI:
     """Run the command line; the shell, the console script, notebooks and tests all come here.
 
@@ -227,7 +234,7 @@ def main(args: Sequence[str] | None = None, run: bool = True) -> DEQCLI:
     load_named(_texts(args))
     try:
         if run and args[:1] == ["cross_validate"]:
-            return cross_validate(args[1:], main)
+            return cross_validate(args[1:], inspect.unwrap(main))
         return DEQCLI(
             ImplicitTask,
             pl.LightningDataModule,
