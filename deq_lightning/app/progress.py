@@ -75,9 +75,9 @@ class Bar(TQDMProgressBar):
         self.clock = Clock()
 
     def init_train_tqdm(self) -> Tqdm:
-        """Make the bar without the time left of the epoch."""
+        """Make the bar; its last parts are cut off on a narrow terminal."""
         bar = super().init_train_tqdm()
-        bar.bar_format = self.BAR_FORMAT.replace("<{remaining}", "")
+        bar.bar_format = "{desc}|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}, {rate_noinv_fmt}]"
         return bar
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -91,14 +91,13 @@ class Bar(TQDMProgressBar):
         self.train_progress_bar.set_description(position(trainer))
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        """Return what stands in the bar, the shortest way to say it."""
+        """Return what stands in the bar, the time left first."""
         metrics = super().get_metrics(trainer, pl_module)
         for name in ("v_num", "solver_steps", "solver_residual"):
             metrics.pop(name, None)
-        converged = trainer.callback_metrics.get("solver_converged")
-        shown = metrics if converged is None else {**metrics, "converged": converged.item()}
-        left = self.clock.left(trainer) if trainer.training else None
-        return shown if left is None else {**shown, "left": left}
+        left, converged = self.clock.left(trainer), trainer.callback_metrics.get("solver_converged")
+        first = {} if left is None else {"left": left}
+        return {**first, **metrics, **({} if converged is None else {"converged": converged.item()})}
 
 
 class EpochLines(Callback):
