@@ -44,6 +44,9 @@ def _has_bar(trainer: Namespace) -> bool:
 class Clock:
     """Estimates the time left of a whole fit from the steps that it has taken."""
 
+    began = 0.0
+    first: int | None = None
+
     def start(self, trainer: pl.Trainer) -> None:
         """Begin to count."""
         self.began, self.first = time.monotonic(), trainer.global_step
@@ -51,6 +54,8 @@ class Clock:
     def left(self, trainer: pl.Trainer) -> str | None:
         """Return the time left as text; None where no end is known."""
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        if self.first is None:
+            return None
         times = [callback.time_remaining() for callback in callbacks if isinstance(callback, Timer)]
         done, total = trainer.global_step - self.first, trainer.estimated_stepping_batches
         if done > 0 and 0 <= total < math.inf:
