@@ -66,7 +66,7 @@ def _sizes(datamodule: Any) -> str:
 def _method(task: Any) -> str:
     models = task.implicit_models()
     if not models:
-        return "no equilibrium: `--gradient` has no effect"
+        return f"gradient: of no effect, because {type(task.net).__name__} has no equilibrium"
     return "; ".join(_named("gradient", models) + _named("solver", models))
 
 
