@@ -187,12 +187,13 @@ class DEQCLI(LightningCLI):
     def after_fit(self) -> None:
         """Test the best checkpoint, and say where it is, where the curves are and what to type next."""
         best, last = (self._get(self.config_init, key) for key in CHECKPOINTS)
-        path, following = from_here(best.best_model_path or last.best_model_path), "fit"
+        written = best.best_model_path or last.best_model_path
+        path, following = from_here(written), "fit"
         if best.best_model_path:
             say(f"best checkpoint: {path} ({best.monitor} {best.best_model_score:.4g})", flush=True)
             following = "test"
-        elif last.best_model_path:  # stopped before the first validation
-            say(f"last checkpoint: {path}")
+        elif written:
+            say(f"last checkpoint: {path}")  # stopped before the first validation
         if following == "test" and self._get(self.config, "test_after_fit"):
             (metrics,) = self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=path, verbose=False)
             say("  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
@@ -200,7 +201,7 @@ class DEQCLI(LightningCLI):
             following = "predict"
         for folder in curves(self.trainer):
             say(f"curves: tensorboard --logdir {folder}")
-        if best.best_model_path or last.best_model_path:
+        if written:
             say(f"next: python -m deq_lightning {following} --ckpt_path {path}")
 
 
@@ -226,7 +227,8 @@ def main(args: Sequence[str] | None = None, run: bool = True) -> DEQCLI:
 
     Raises:
         SystemExit: with a line or two on standard error, and status 2 for anything typed that cannot be done, 1 for a
-            run that has diverged or can no longer be integrated.
+            run that has diverged or can no longer be integrated; after Ctrl-C with 130, after SIGTERM with 143, and the
+            command that continues the run.
     """
     for message in QUIET:
         warnings.filterwarnings("ignore", message=message)

@@ -95,6 +95,13 @@ class Bar(TQDMProgressBar):
         super().on_train_epoch_start(trainer, *args)
         self.train_progress_bar.set_description(position(trainer))
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Leave the bars, so that what is said of it has a line of its own."""
+        del trainer, pl_module, exception
+        for bar in (self._val_progress_bar, self._test_progress_bar, self._train_progress_bar):
+            if bar is not None:
+                bar.close()
+
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         """Return what stands in the bar, the time left first."""
         metrics = super().get_metrics(trainer, pl_module)

@@ -91,7 +91,9 @@ def stoppable(
         if number is None:
             raise
         healthy = guard.saved[0] if guard.saved and guard.saved[1] > 0 else None  # before a step it is of no use
-        newest = footprint.newest(last.best_model_path, healthy) if footprint is not None else None
+        # Where the test has begun, it has restored the callbacks as they were with the best checkpoint.
+        file = Path(last.dirpath or "") / f"{last.filename}.ckpt"
+        newest = footprint.newest(last.best_model_path, file, healthy) if footprint is not None else None
         raise Interrupted(number, newest) from None
 
 

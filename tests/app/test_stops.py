@@ -87,6 +87,24 @@ def test_before_the_first_checkpoint(
     assert last == "stopped before the first checkpoint: there is nothing to continue yet"
 
 
+def test_in_the_test_that_ends_a_fit(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    act_once(monkeypatch, ImageClassification, "on_test_start", press, step=4)
+    _, last = stopped([*FIT, "--test_after_fit", "true"], capsys)
+    assert last == f"{CONTINUE}fit --ckpt_path checkpoints/digits_upg/last.ckpt"
+
+
+def test_the_last_line_is_beside_no_bar(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    act_once(monkeypatch, ImageClassification, "on_validation_batch_start", press, step=2)
+    with pytest.raises(SystemExit):
+        main([*FIT, "--trainer.enable_progress_bar", "true"])
+    assert capsys.readouterr().out.endswith("\nstopped before the first checkpoint: there is nothing to continue yet\n")
+
+
 def test_a_healthy_checkpoint_is_continued_where_it_is_the_only_one(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
