@@ -1,14 +1,19 @@
 """Task and network made for the data: what is not typed is filled in, what cannot fit is refused."""
 
 import pydoc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from jsonargparse import Namespace
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from deq_lightning.app.messages import UsageError
 from deq_lightning.app.names import families
+from deq_lightning.app.translation import in_brief
+from deq_lightning.data import DataError
 from deq_lightning.estimators.modes import evaluating, solving
 from deq_lightning.samples import IMAGES, Samples
 from deq_lightning.tasks import ImplicitTask
@@ -46,6 +51,21 @@ def fill_sizes(config: Namespace, typed: Namespace, samples: Samples, data: str)
                 own[name] = value
                 filled.append(f"--{flag}.{name}={value}")
     return filled
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Say what a constructor refuses in a line."""
+    try:
+        yield
+    except DataError:
+        raise  # of data that is read to see what it is
+    except (ValueError, MisconfigurationException) as error:
+        raise UsageError(in_brief(str(error), families())) from error
+    except RuntimeError as error:
+        if "more than one stateful callback" not in str(error):
+            raise
+        raise UsageError("a gradient strategy goes under `--gradient`, not among `--trainer.callbacks`.") from error
 
 
 def class_of(config: Namespace) -> type[ImplicitTask]:

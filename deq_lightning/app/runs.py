@@ -23,6 +23,12 @@ def free_folder(parent: Path, name: str) -> Path:
     return next(folder for folder in candidates if not folder.exists())
 
 
+def from_here(path: str | Path) -> str:
+    """Return the path relative to the current folder if it lies in it."""
+    path = Path(path)
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
 def run_name(config: Namespace) -> str:
     """Return the name of the first config, or of model and gradient where there is none."""
     if config.get("config"):

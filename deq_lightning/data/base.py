@@ -50,6 +50,7 @@ class DataModule(Described):
         ValueError: if an argument is out of its range.
     """
 
+    unit: ClassVar[str] = "samples"  # what `split_sizes` counts
     in_memory: ClassVar[bool] = False
     max_workers: ClassVar[int | None] = 8  # more only compete for memory where the samples are small
     train_loader: ClassVar[type[DataLoader[Any]]] = TrainLoader
@@ -76,6 +77,11 @@ class DataModule(Described):
     @abstractmethod
     def setup(self, stage: str | None = None) -> None:
         """Fill the splits that `stage` needs, or all of them for None."""
+
+    def split_sizes(self) -> dict[str, int]:
+        """Return how many samples each split has, of those that `setup` has filled and that know it."""
+        splits = {split: getattr(self, f"{split}_set") for split in ("train", "val", "test")}
+        return {split: len(part) for split, part in splits.items() if isinstance(part, Sized)}
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return the training samples, in a new order each epoch."""

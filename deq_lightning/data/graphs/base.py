@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import numpy as np
 import torch
@@ -123,8 +123,15 @@ class OneGraph(GraphDataModule):
         seed: fixes the splits, 0 or more.
     """
 
+    unit: ClassVar[str] = "nodes"
+
     def __init__(self, seed: int = 0) -> None:
         super().__init__(batch_size=1, seed=seed)
+
+    def split_sizes(self) -> dict[str, int]:
+        """Return how many nodes each split has."""
+        graphs = cast(list[Data], self.train_set or [])  # the one of all three
+        return {split: int(graph[f"{split}_mask"].sum()) for graph in graphs for split in ("train", "val", "test")}
 
     def _use(self, graph: Data) -> None:
         """Make the graph all three splits."""

@@ -44,6 +44,7 @@ class TextDataModule(Described):
             prompt is; from `check_vocabulary`, if the vocabulary is not that of the checkpoint.
     """
 
+    unit: ClassVar[str] = "words"  # what `split_sizes` counts
     remedy: ClassVar[str]  # where the vocabulary is not that of a checkpoint
 
     def __init__(
@@ -96,6 +97,10 @@ class TextDataModule(Described):
         self.vocabulary, self.texts = self.load()
         for split in {"validate": ("val",), "test": ("test",), "predict": ()}.get(str(stage), SPLITS):
             self._check(split)
+
+    def split_sizes(self) -> dict[str, int]:
+        """Return how many words each split has."""
+        return {split: len(self.texts[split]) for split in SPLITS if split in self.texts}
 
     def _check(self, split: str) -> None:
         """Make sure that a split has known words, and streams that hold a segment and the word after it."""

@@ -349,7 +349,7 @@ def test_the_command_line_trains_it(
     cli = main([*COMMAND, *options])
     assert cli.trainer.callback_metrics["train_loss"].isfinite()
     assert compiled == (["ConvDynamics"] if "--model.compile" in options else [])
-    assert "net: NeuralODE, which has no equilibrium; `--gradient` has no effect" in capsys.readouterr().out
+    assert "gradient: of no effect, because NeuralODE has no equilibrium" in capsys.readouterr().out
 
 
 def test_a_run_that_cannot_go_on_ends_with_a_line(

@@ -1,0 +1,61 @@
+"""The command line on arguments that begin with a subcommand, and the ways in which it ends."""
+
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from deq_lightning.app.cli import DEQCLI
+from deq_lightning.app.cross_validate import cross_validate
+from deq_lightning.app.messages import UsageError
+from deq_lightning.app.names import load_named
+from deq_lightning.app.runs import say, with_own_config
+from deq_lightning.app.stops import interruptible
+from deq_lightning.app.translation import with_flags
+from deq_lightning.callbacks import DivergenceError
+from deq_lightning.configured import CombinationError, RunError
+from deq_lightning.data import DataError
+
+# Warnings about Lightning's own doings, of which the user can change nothing.
+QUIET = (
+    "LightningCLI's args parameter",  # they are the shell's own, completed
+    "Checkpoint directory .* exists and is not empty",  # the run's config is there
+    "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # Lightning 2.6 with torch 2.15
+)
+
+
+@interruptible
+def command(args: Sequence[str], run: bool = True) -> DEQCLI:
+    """Run the command line, or build what the arguments say; see `main`."""
+    return execute(args, run)
+
+
+def execute(args: Sequence[str], run: bool = True) -> DEQCLI:
+    """Do so, and let interruptions pass."""
+    for message in QUIET:
+        warnings.filterwarnings("ignore", message=message)
+    load_named(_texts(args))
+    try:
+        if run and args[0] == "cross_validate":
+            return cross_validate(args[1:], execute)
+        return DEQCLI(with_own_config(args) if run else args, run)
+    except (UsageError, CombinationError, DataError, MisconfigurationException) as error:
+        print(f"error: {with_flags(str(error))}", file=sys.stderr)
+        raise SystemExit(2) from error
+    except DivergenceError as error:
+        say(f"error: {with_flags(str(error))}", file=sys.stderr)
+        raise SystemExit(1) from error
+    except RunError as error:
+        print(f"error: {with_flags(str(error))}", file=sys.stderr)  # on any process: it need not be the first one's
+        raise SystemExit(1) from error
+
+
+def _texts(args: Sequence[str]) -> Iterator[str]:
+    """Yield what is typed, and what the files hold that are named there."""
+    for arg in args:
+        yield arg
+        path = Path(arg.split("=", 1)[-1])
+        if path.suffix in (".yaml", ".yml", ".json") and path.is_file():
+            yield path.read_text()

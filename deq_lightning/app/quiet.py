@@ -1,0 +1,37 @@
+"""Lightning without what it says to everybody: the header and the lines of a run say it shorter, or it is no news."""
+
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# Each is written with `info`. Warnings never are, nor is why a run has stopped early.
+NOISE = re.compile(
+    "💡 Tip: "  # of other packages
+    "|[GTH]PU available: |LOCAL_RANK: |Using .* Automatic Mixed Precision|Seed set to "  # in the header
+    "|Restoring states from the checkpoint|Restored all states|Loaded model weights from the checkpoint"
+    "|`Trainer.fit` stopped: `max_(epochs|steps)=.*` reached"
+    "|Loading `train_dataloader` to estimate"
+)
+LOGGERS = (  # filters do not reach the loggers below
+    "pytorch_lightning.utilities.rank_zero",
+    "pytorch_lightning.accelerators.cuda",
+    "lightning_fabric.utilities.seed",
+)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Leave these messages out for a while."""
+
+    def is_news(record: logging.LogRecord) -> bool:
+        return record.levelno > logging.INFO or NOISE.search(record.getMessage()) is None
+
+    loggers = [logging.getLogger(name) for name in LOGGERS]
+    for logger in loggers:
+        logger.addFilter(is_news)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(is_news)
