@@ -40,8 +40,13 @@ def test_a_name_brings_what_it_needs(names: str, expected: set[str]) -> None:
 
 
 def test_print_config_of_the_digits_brings_what_it_needs(tmp_path: Path) -> None:
-    code = "from deq_lightning.cli import main\ntry: main(['fit', '--config', 'digits_upg', '--print_config'])\n"
-    found = imported(f"{code}except SystemExit: pass", tmp_path)
+    code = (
+        "import gc, sys\nfrom deq_lightning.cli import main\n"
+        "sys.argv[1:] = ['fit', '--config', 'digits_upg', '--print_config']\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "assert gc.isenabled() and gc.get_freeze_count()"
+    )
+    found = imported(code, tmp_path)
     assert {"torch", "pytorch_lightning"} <= found <= LIGHTNING - {"torchvision"} | {"jsonargparse"}
 
 
