@@ -1,6 +1,6 @@
 """`python -m deq_lightning`."""
 
-from deq_lightning.app.cli import main
+from deq_lightning.app.front import main
 
 if __name__ == "__main__":
     main()

@@ -1,3 +1,3 @@
 """The console script's entry point, under its old name."""
 
-from deq_lightning.app.cli import main as main
+from deq_lightning.app.front import main as main

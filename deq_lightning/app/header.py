@@ -9,6 +9,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import nn
 
 from deq_lightning.app.runs import say
+from deq_lightning.data.base import Described
 
 
 class Header(Callback):
@@ -59,7 +60,7 @@ def _net(net: nn.Module) -> str:
 
 def _sizes(datamodule: Any) -> str:
     """Say how many samples there are; data of the user's own need not know."""
-    sizes = datamodule.split_sizes() if hasattr(datamodule, "split_sizes") else {}
+    sizes = datamodule.split_sizes() if isinstance(datamodule, Described) else {}
     return f"{datamodule.unit}: " + ", ".join(f"{size:,} {split}" for split, size in sizes.items()) if sizes else ""
 
 

@@ -13,6 +13,7 @@ from pytorch_lightning.callbacks import Callback, ProgressBar, Timer, TQDMProgre
 from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 
 from deq_lightning.app.runs import say
+from deq_lightning.data.base import Described
 
 MEANS = ("train_loss", "solver_converged")  # over the training batches since the last line
 VALIDATION = ("val_loss", "val_solver_converged")
@@ -191,7 +192,7 @@ def _validation_names(trainer: pl.Trainer) -> list[str]:
 def _speed(trainer: pl.Trainer, rate: float) -> str:
     """Return samples a second; steps, where the data does not know its size."""
     datamodule, loader = trainer.datamodule, cast(Any, trainer.train_dataloader)  # type: ignore[attr-defined]
-    size = datamodule.split_sizes().get("train") if hasattr(datamodule, "split_sizes") else None
+    size = datamodule.split_sizes().get("train") if isinstance(datamodule, Described) else None
     if size is None or not hasattr(loader, "__len__") or not len(loader):
         return f"{rate:.3g} steps/s"
     return f"{rate * size / len(loader):,.0f} {datamodule.unit}/s"

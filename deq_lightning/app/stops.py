@@ -3,7 +3,6 @@
 import os
 import shlex
 import signal
-import sys
 import threading
 import time
 import zipfile
@@ -109,8 +108,8 @@ def interruptible(main: Main) -> Main:
     """Let the command line end in the command that continues a run, and with the status of the signal."""
 
     @wraps(main)
-    def wrapped(args: Sequence[str] | None = None, run: bool = True) -> Any:
-        args = list(sys.argv[1:] if args is None else args)
+    def wrapped(args: Sequence[str], run: bool = True) -> Any:
+        args = list(args)
         try:
             with quiet(), _sigterm_raises():
                 return main(args, run)

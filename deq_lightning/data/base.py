@@ -19,6 +19,7 @@ class Described(pl.LightningDataModule, ABC):
     """What the command line and the tasks ask of a data module, with the answers of one that has nothing to say."""
 
     folds: int | None = None  # of a cross-validation; such a module has `fold` and `validate_on_test` too
+    unit: ClassVar[str] = "samples"  # what `split_sizes` counts
 
     @property
     def samples(self) -> Samples | None:
@@ -29,6 +30,10 @@ class Described(pl.LightningDataModule, ABC):
     def departures(self) -> list[str]:
         """What makes results on this data other than they should be."""
         return []
+
+    def split_sizes(self) -> dict[str, int]:
+        """Return how much each split has, of those that `setup` has filled and that know it."""
+        return {}
 
 
 class DataModule(Described):
@@ -50,7 +55,6 @@ class DataModule(Described):
         ValueError: if an argument is out of its range.
     """
 
-    unit: ClassVar[str] = "samples"  # what `split_sizes` counts
     in_memory: ClassVar[bool] = False
     max_workers: ClassVar[int | None] = 8  # more only compete for memory where the samples are small
     train_loader: ClassVar[type[DataLoader[Any]]] = TrainLoader

@@ -3,9 +3,7 @@
 import csv
 import os
 import pickle
-import runpy
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -125,6 +123,17 @@ def test_a_strategy_of_the_users_own(folder: Path, monkeypatch: pytest.MonkeyPat
     )
     monkeypatch.syspath_prepend(folder)
     assert type(gradient_of(build("--gradient", "mine.Mine"))).__name__ == "Mine"
+
+
+def test_a_config_before_the_subcommand_has_a_section_for_each(folder: Path) -> None:
+    (folder / "all.yaml").write_text("fit: {trainer: {max_steps: 3}}\ntest: {trainer: {max_steps: 5}}\n")
+    cli = main(["--config", "all.yaml", "fit", *QUICK])
+    assert cli.trainer.max_steps == 3
+
+
+def test_only_the_parser_of_the_typed_subcommand_is_built(run: Path) -> None:
+    cli = main(["test", "--ckpt_path", str(run / "best.ckpt")])
+    assert list(cli._subcommand_parsers) == ["test"]
 
 
 def test_print_config_is_what_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -264,11 +273,6 @@ def test_what_cannot_be_done_is_said_in_a_line(
         assert message in error
 
 
-def test_no_or_unknown_subcommand(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "{fit,validate,test,predict}" in refused([], capsys)
-    assert "'fit', 'validate', 'test', 'predict'" in refused(["fitt"], capsys)
-
-
 class Call:
     """Pickles as a call that leaves a trace."""
 
@@ -336,14 +340,7 @@ def test_a_checkpoint_without_its_config(run: Path, capsys: pytest.CaptureFixtur
     assert "has no config.yaml beside it" in refused(["test", "--ckpt_path", str(run / "best.ckpt")], capsys)
 
 
-def test_the_shell_gets_help_and_version(
-    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["deq_lightning", "--version"])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_module("deq_lightning", run_name="__main__")  # as `python -m` does, without its imports
-    assert not ended.value.code
-    assert capsys.readouterr().out.startswith("deq_lightning 0.")
+def test_a_class_has_help(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["fit", "--gradient.help", "NPG"])
     assert not ended.value.code

@@ -123,7 +123,7 @@ class OneGraph(GraphDataModule):
         seed: fixes the splits, 0 or more.
     """
 
-    unit: ClassVar[str] = "nodes"
+    unit = "nodes"
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__(batch_size=1, seed=seed)

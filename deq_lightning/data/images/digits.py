@@ -4,8 +4,6 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch.utils.data import TensorDataset
 
 from deq_lightning.data.base import DataModule
@@ -65,6 +63,8 @@ class Digits(DataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Split and normalise the images, whatever the stage."""
+        from sklearn.datasets import load_digits  # a second that a start which loads nothing is spared
+
         del stage  # all three splits are small
         images, labels = load_digits(return_X_y=True)
         train, val, test = self._split(labels)
@@ -74,6 +74,8 @@ class Digits(DataModule):
         self.train_set, self.val_set, self.test_set = (TensorDataset(pixels[i], targets[i]) for i in (train, val, test))
 
     def _split(self, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        from sklearn.model_selection import train_test_split
+
         rest, test = train_test_split(
             np.arange(len(labels)), test_size=self.test_fraction, stratify=labels, random_state=self.seed
         )

@@ -44,7 +44,7 @@ class TextDataModule(Described):
             prompt is; from `check_vocabulary`, if the vocabulary is not that of the checkpoint.
     """
 
-    unit: ClassVar[str] = "words"  # what `split_sizes` counts
+    unit = "words"
     remedy: ClassVar[str]  # where the vocabulary is not that of a checkpoint
 
     def __init__(
