@@ -108,7 +108,8 @@ class Bar(TQDMProgressBar):
         metrics = super().get_metrics(trainer, pl_module)
         for name in ("v_num", "solver_steps", "solver_residual"):
             metrics.pop(name, None)
-        left, converged = self.clock.left(trainer), trainer.callback_metrics.get("solver_converged")
+        left, seen = self.clock.left(trainer), trainer.callback_metrics
+        converged = seen.get("val_solver_converged", seen.get("solver_converged"))
         first = {} if left is None else {"left": left}
         return {**first, **metrics, **({} if converged is None else {"converged": converged.item()})}
 
@@ -164,6 +165,8 @@ class EpochLines(Callback):
         del task
         means = {name: total / count for name, (total, count) in self.sums.items()}
         figures = means | {name: trainer.callback_metrics[name] for name in names}
+        if "val_solver_converged" in figures:  # whose budget may be longer
+            figures.pop("solver_converged", None)
         rate = self.batches / max(until - self.began, 1e-9)
         left = self.clock.left(trainer)
         shown = sorted(figures, key=lambda name: name.endswith("solver_converged"))  # these last

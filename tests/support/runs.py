@@ -14,6 +14,7 @@ TINY = [
     *("--config", "digits_upg", *QUIET),
     *("--model.net.channels", "[8]", "--model.net.groups", "4", "--model.net.head_channels", "[4]"),
     *("--model.net.final_channels", "16", "--model.net.solver.max_steps", "5", "--model.net.dropout", "0.2"),
+    *("--model.net.solver.eval_max_steps", "5"),
 ]
 """Arguments that make the digits run take a second or two, with every source of randomness in it."""
 
