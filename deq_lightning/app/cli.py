@@ -11,13 +11,14 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from deq_lightning.app.checkpoints import check_fits, load_weights, read_checkpoint
 from deq_lightning.app.configs import ConfigByName
 from deq_lightning.app.ending import curves, in_words
-from deq_lightning.app.fitting import check_task, class_of, fill_sizes, refusals, select_by_task, try_out
+from deq_lightning.app.fitting import check_task, class_of, fill_sizes, refusals, try_out
 from deq_lightning.app.front import main as main
 from deq_lightning.app.header import Header, departures, say_departures
 from deq_lightning.app.keys import CHECKPOINTS, add_keys
 from deq_lightning.app.parser import Parser, build
 from deq_lightning.app.progress import display, progress
 from deq_lightning.app.runs import SaveConfig, free_folder, from_here, run_name, say
+from deq_lightning.app.selection import Selection, select_by_task
 from deq_lightning.app.stops import Footprint, stoppable
 from deq_lightning.data import DataError
 from deq_lightning.samples import Samples, samples_of
@@ -179,7 +180,9 @@ class DEQCLI(LightningCLI):
             keys = self._parser(self.subcommand).callback_keys
             keys[:] = [key for key in keys if key not in CHECKPOINTS]
         fit = self.subcommand == "fit"
-        seen = [Header(self.folder, self._get(self.config, "seed_everything"))] if fit else []
+        monitor = self._own(self.typed).get("best_checkpoint.monitor")
+        best = Selection(self._get(self.config_init, "best_checkpoint"), typed=monitor is not None)
+        seen = [Header(self.folder, self._get(self.config, "seed_everything")), best] if fit else []
         # Behind all other callbacks, so that what those log of a batch is there.
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": [*seen, *progress(typed, fit)]}
         return super().instantiate_trainer(**display(typed), **kwargs)

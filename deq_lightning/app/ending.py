@@ -41,6 +41,11 @@ def in_words(metrics: Mapping[str, Any], split: str, task: Any) -> Iterator[str]
         yield f"for more equilibria: {' or '.join(_ways(task, models[0]))}"
 
 
+def is_of_the_method(name: str) -> bool:
+    """Say whether a figure of the validation tells of the method rather than of the task; the loss does neither."""
+    return name.removeprefix("val_").startswith(METHOD[1:])
+
+
 def curves(trainer: pl.Trainer) -> list[str]:
     """Return the folders that TensorBoard shows."""
     return [from_here(logger.log_dir) for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]

@@ -75,21 +75,6 @@ def class_of(config: Namespace) -> type[ImplicitTask]:
     return found
 
 
-def select_by_task(best_checkpoint: Namespace, typed: Namespace | None, task: ImplicitTask) -> None:
-    """Let the task say which figure selects the best checkpoint and whether high or low is best, where nobody typed it.
-
-    Args:
-        best_checkpoint: the settings, with every default; changed.
-        typed: those that were typed.
-        task: the task.
-    """
-    given = typed or Namespace()
-    if given.get("monitor") is None:
-        best_checkpoint.monitor = task.monitor
-    if given.get("mode") is None:
-        best_checkpoint.mode = task.mode_of(best_checkpoint.monitor)
-
-
 def check_task(task: ImplicitTask | type[ImplicitTask], samples: Samples, data: str) -> None:
     """Make sure that the task takes the samples.
 

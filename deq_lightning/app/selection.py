@@ -1,0 +1,58 @@
+"""Which figure of the validation selects the best checkpoint."""
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from jsonargparse import Namespace
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+
+from deq_lightning.app.ending import is_of_the_method
+from deq_lightning.app.messages import UsageError
+from deq_lightning.app.runs import say
+from deq_lightning.tasks import ImplicitTask
+
+
+def select_by_task(best_checkpoint: Namespace, typed: Namespace | None, task: ImplicitTask) -> None:
+    """Let the task say which figure selects the best checkpoint and whether high or low is best, where nobody typed it.
+
+    Args:
+        best_checkpoint: the settings, with every default; changed.
+        typed: those that were typed.
+        task: the task.
+    """
+    given = typed or Namespace()
+    if given.get("monitor") is None:
+        best_checkpoint.monitor = task.monitor
+    if given.get("mode") is None:
+        best_checkpoint.mode = task.mode_of(best_checkpoint.monitor)
+
+
+class Selection(Callback):
+    """Sees at the first validation, that is before training, whether the figure is there.
+
+    A task that does not say which it is, and logs no `val_loss`, is selected by the first figure that it does log.
+
+    Args:
+        best: writes the best checkpoint.
+        typed: whether the figure was typed.
+    """
+
+    def __init__(self, best: ModelCheckpoint, typed: bool) -> None:
+        self.best = best
+        self.typed = typed
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Choose, or refuse what was typed."""
+        figures = trainer.callback_metrics
+        if self.best not in trainer.checkpoint_callbacks or self.best.monitor in figures:
+            return
+        known = [name for name in figures if name.startswith("val_") and not is_of_the_method(name)]
+        if self.typed or not known:
+            raise UsageError(
+                f"`--best_checkpoint.monitor` must be a figure of the validation, got {self.best.monitor}. "
+                f"There is {', '.join(known) or 'none: log one in `validation_step`'}."
+            )
+        self.best.monitor, self.best.mode = known[0], pl_module.mode_of(known[0])
+        self.best.kth_value = torch.tensor(torch.inf if self.best.mode == "min" else -torch.inf)
+        say(f"best checkpoint: by the {'lowest' if self.best.mode == 'min' else 'highest'} {known[0]}")
