@@ -17,9 +17,15 @@ def last(run: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param([], id="upg"),
+        pytest.param(["--model.lr_scheduler", "null"], id="upg"),
         # 4 steps an epoch: the stage ends in the third of four epochs, after the interruption
-        pytest.param(["--gradient.pretrain_steps", "10", "--gradient.unroll_steps", "2"], id="across pretraining"),
+        pytest.param(
+            [
+                *("--model.lr_scheduler", "null"),
+                *("--gradient.pretrain_steps", "10", "--gradient.unroll_steps", "2"),
+            ],
+            id="across pretraining",
+        ),
         pytest.param(
             [
                 *("--gradient", "Implicit", "--gradient.adjoint_solver", "Anderson"),
