@@ -1,7 +1,9 @@
 """Every shipped config runs, and its name says what it holds."""
 
 import math
+import re
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from support import fake_data
 from deq_lightning.app.cli import main
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+OTHER_HEADERS = "digits_*"  # not of the common form
 DATA = {
     "mnist": fake_data.make_mnist,
     "svhn": fake_data.make_svhn,
@@ -93,6 +96,19 @@ def test_its_name_says_what_it_holds(config: Path) -> None:
     assert data.lower().replace("pythondocs", "pydocs").startswith(dataset)
     assert strategy_of(content) == strategy
     assert config.read_text().startswith(f"# python -m deq_lightning fit --config {config.name}")
+
+
+@pytest.mark.parametrize(
+    "config", [config for config in CONFIGS if not config.match(f"{OTHER_HEADERS}.yaml")], ids=lambda path: path.stem
+)
+def test_its_header_names_source_differences_and_results(config: Path) -> None:
+    header = list(takewhile(lambda line: line.startswith("#"), config.read_text(encoding="utf-8").splitlines()))
+    command, *entries = [line for line in header if not line.startswith("#   ")]
+    assert re.match(rf"# python -m deq_lightning fit --config {re.escape(config.name)}( |$)", command)
+    assert [re.match(r"# (\w+): \S", entry)[1] for entry in entries] == ["source", "differs", "measured"]
+    assert not header[1].startswith("#   ")
+    assert len(header) <= 7
+    assert max(map(len, header)) <= 120
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
