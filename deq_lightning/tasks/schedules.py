@@ -1,6 +1,7 @@
 """Learning-rate schedules that end with the run."""
 
 import math
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -16,10 +17,19 @@ class ToEnd(LRScheduler):
     """What turns a schedule of PyTorch, stepped per optimizer step, into one that ends at the last step of the run.
 
     PyTorch's own must be told their length, which silently no longer fits once the epochs, the batch size or the
-    validation split change. The task tells these when training starts.
+    validation split change. The task tells these when training starts. The rate follows from the step alone, and not
+    from the rate before, as in PyTorch: a run that is continued for longer goes on where a run of that length would be.
     """
 
     length: ClassVar[str]  # what PyTorch calls it
+
+    @abstractmethod
+    def rate(self, base: Any, step: int) -> Any:
+        """Return the learning rate at an optimizer step, where the first one is `base`."""
+
+    def get_lr(self) -> list[float | Tensor]:
+        """Return the learning rates of the step that follows."""
+        return [self.rate(base, self.last_epoch) for base in self.base_lrs]
 
     def end_at(self, steps: int) -> None:
         """Set the number of optimizer steps of the whole run."""
@@ -43,6 +53,10 @@ class CosineToEnd(ToEnd, CosineAnnealingLR):
     def __init__(self, optimizer: Optimizer, eta_min: float = 0.0) -> None:
         super().__init__(optimizer, T_max=1, eta_min=eta_min)
 
+    def rate(self, base: Any, step: int) -> Any:
+        """Return the rate on the cosine."""
+        return self.eta_min + (base - self.eta_min) * (1 + math.cos(math.pi * min(1, step / self.T_max))) / 2
+
 
 class PolynomialToEnd(ToEnd, PolynomialLR):
     """Polynomial decay, per optimizer step: (1 − step / steps of the run) to a power, times the first learning rate.
@@ -56,6 +70,10 @@ class PolynomialToEnd(ToEnd, PolynomialLR):
 
     def __init__(self, optimizer: Optimizer, power: float = 1.0) -> None:
         super().__init__(optimizer, total_iters=1, power=power)
+
+    def rate(self, base: Any, step: int) -> Any:
+        """Return the rate on the polynomial."""
+        return base * (1 - min(1, step / self.total_iters)) ** self.power
 
 
 class StepsToEnd(ToEnd, MultiStepLR):
@@ -81,6 +99,10 @@ class StepsToEnd(ToEnd, MultiStepLR):
     def end_at(self, steps: int) -> None:
         """Set the number of optimizer steps of the whole run."""
         self.milestones = Counter(round(part * steps) for part in self.parts)
+
+    def rate(self, base: Any, step: int) -> Any:
+        """Return the rate after the parts that are over."""
+        return base * self.gamma ** sum(count for start, count in self.milestones.items() if start <= step)
 
 
 class WarmupCosineToEnd(ToEnd):
@@ -108,9 +130,8 @@ class WarmupCosineToEnd(ToEnd):
         self.total_steps = 1
         super().__init__(optimizer)
 
-    def get_lr(self) -> list[float | Tensor]:
-        """Return the learning rates of the step that follows."""
-        step = self.last_epoch
-        rising = step < self.warmup_steps
-        cosine = (1 + math.cos(math.pi * min(1, step / self.total_steps))) / 2
-        return [base * (step / self.warmup_steps if rising else cosine) for base in self.base_lrs]
+    def rate(self, base: Any, step: int) -> Any:
+        """Return the rate while it rises, then on the cosine."""
+        if step < self.warmup_steps:
+            return base * step / self.warmup_steps
+        return base * (1 + math.cos(math.pi * min(1, step / self.total_steps))) / 2

@@ -19,7 +19,10 @@ from deq_lightning import (
     ImageClassification,
     JacobianPenalty,
     Network,
+    PolynomialToEnd,
+    StepsToEnd,
     Unrolled,
+    WarmupCosineToEnd,
 )
 from deq_lightning.configured import CombinationError
 
@@ -211,3 +214,30 @@ def test_the_projection_sees_the_detached_equilibria_of_the_step(folder: Path) -
     trainer(folder, max_steps=2).fit(task, Digits())
     assert len(seen) == 2
     assert not any(part.requires_grad for equilibrium in seen for part in equilibrium.z)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [CosineToEnd, PolynomialToEnd, lambda optimizer: StepsToEnd(optimizer, [0.4, 0.7]), WarmupCosineToEnd],
+    ids=["cosine", "polynomial", "steps", "warmup"],
+)
+def test_a_run_that_becomes_longer_goes_on_as_a_longer_one(schedule) -> None:
+    """PyTorch's recursions would stay at the rate of zero with which the shorter run has ended."""
+
+    def rates(length: int, steps: int, saved: dict | None = None) -> tuple[list[float], dict]:
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.5)
+        scheduler = schedule(optimizer)
+        scheduler.end_at(length)
+        if saved is not None:
+            scheduler.load_state_dict(saved)
+        seen = []
+        for _ in range(steps):
+            optimizer.step()
+            scheduler.step()
+            seen.append(optimizer.param_groups[0]["lr"])
+        return seen, scheduler.state_dict()
+
+    _, saved = rates(10, 10)
+    whole, _ = rates(20, 20)
+    assert rates(20, 10, saved)[0] == pytest.approx(whole[10:])
+    assert whole[10] > 0
