@@ -10,7 +10,7 @@ import torch
 from lightning_fabric.utilities.data import suggested_max_num_workers
 from torch.utils.data import DataLoader, Dataset
 
-from deq_lightning.configured import check_at_least
+from deq_lightning.configured import at_least
 from deq_lightning.data.order import EpochShuffle, TrainLoader
 from deq_lightning.samples import Samples
 
@@ -65,8 +65,8 @@ class DataModule(Described):
         super().__init__()
         self.batch_size = batch_size
         self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
-        check_at_least(1, batch_size=self.batch_size, eval_batch_size=self.eval_batch_size)
-        check_at_least(0, num_workers=num_workers or 0, seed=seed)
+        at_least(1, batch_size=self.batch_size, eval_batch_size=self.eval_batch_size)
+        at_least(0, num_workers=num_workers or 0, seed=seed)
         self.num_workers = num_workers
         self.seed = seed
         self.train_set: Dataset[Any] | Sequence[Any] | None = None

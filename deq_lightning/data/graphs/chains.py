@@ -6,7 +6,7 @@ from torch_geometric import transforms
 from torch_geometric.data import Data
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
 
-from deq_lightning.configured import check_at_least
+from deq_lightning.configured import at_least
 from deq_lightning.data.errors import SplitError
 from deq_lightning.data.graphs.base import OneGraph, mask
 
@@ -50,11 +50,11 @@ class Chains(OneGraph):
         seed: int = 42,
     ) -> None:
         super().__init__(seed)
-        check_at_least(1, length=length, chains_per_class=chains_per_class)
-        check_at_least(1, train_size=train_size, val_size=val_size, test_size=test_size)
-        check_at_least(2, classes=classes)
-        check_at_least(classes, features=features)
-        check_at_least(0, noise=noise)
+        at_least(1, length=length, chains_per_class=chains_per_class)
+        at_least(1, train_size=train_size, val_size=val_size, test_size=test_size)
+        at_least(2, classes=classes)
+        at_least(classes, features=features)
+        at_least(0, noise=noise)
         self.shape = (classes, chains_per_class, length, features)
         self.noise = noise
         self.sizes = (train_size, val_size, test_size)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch_geometric import datasets, transforms
 from torch_geometric.data import Data, download_url, extract_zip
 
+from deq_lightning.configured import one_of
 from deq_lightning.data.errors import DataError, DatasetNotFoundError, brief
 from deq_lightning.data.graphs.base import GraphFiles, check_graphs
 from deq_lightning.samples import NODE_LABELS
@@ -89,9 +90,7 @@ class PPI(GraphFiles):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, num_workers, seed)
-        if normalization not in get_args(Normalization):
-            known = ", ".join(get_args(Normalization))
-            raise ValueError(f"`normalization` must be one of {known}; got {normalization!r}.")
+        one_of(get_args(Normalization), normalization=normalization)
         self.root = root
         self.download = download
         self.normalization = normalization

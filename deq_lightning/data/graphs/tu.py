@@ -10,7 +10,7 @@ from torch_geometric import datasets, transforms
 from torch_geometric.data import Data, InMemoryDataset
 from torch_geometric.io import read_tu_data
 
-from deq_lightning.configured import check_at_least
+from deq_lightning.configured import at_least, within
 from deq_lightning.data.errors import DataError, DatasetNotFoundError, SplitError, brief
 from deq_lightning.data.graphs.base import GraphFiles, check_graphs
 from deq_lightning.samples import GRAPHS
@@ -93,9 +93,8 @@ class TUGraphs(GraphFiles):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, num_workers, seed)
-        check_at_least(2, folds=folds)
-        if not 0 <= fold < folds:
-            raise ValueError(f"`fold` must be 0 to {folds - 1}, got {fold}.")
+        at_least(2, folds=folds)
+        within(f"[0, {folds - 1}]", fold=fold)
         if not 0 < val_fraction < 1:
             raise ValueError(f"`val_fraction` must be in (0, 1), got {val_fraction}.")
         self.root = root

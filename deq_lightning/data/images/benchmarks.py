@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import Dataset, Subset
 from torchvision import datasets, transforms
 
-from deq_lightning.configured import check_at_least
+from deq_lightning.configured import at_least
 from deq_lightning.data.base import DataModule
 from deq_lightning.data.errors import DatasetNotFoundError, SplitError
 from deq_lightning.data.order import SeededDraws
@@ -72,7 +72,7 @@ class TorchvisionImages(DataModule):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, num_workers, seed)
-        check_at_least(
+        at_least(
             CLASSES,
             val_size=val_size,
             train_size=CLASSES if train_size is None else train_size,

@@ -11,7 +11,7 @@ from torchvision import datasets
 from torchvision.transforms import v2
 from torchvision.tv_tensors import Image, Mask
 
-from deq_lightning.configured import check_at_least
+from deq_lightning.configured import ascending, at_least
 from deq_lightning.data.errors import DatasetNotFoundError
 from deq_lightning.data.images.files import MEAN, STD, ImageFiles, read_image
 from deq_lightning.samples import PIXELS, Samples
@@ -90,9 +90,9 @@ class Cityscapes(ImageFiles):
         **options: Any,
     ) -> None:
         super().__init__(root, val_size, **options)
-        check_at_least(1, crop_size=min(crop_size))
-        if not 1 / HEIGHT <= scale[0] <= scale[1]:
-            raise ValueError(f"`scale` must be two ascending numbers, 1/{HEIGHT} or more, got {list(scale)}.")
+        at_least(1, crop_size=crop_size)
+        at_least(1 / HEIGHT, "At that scale an image is one pixel high.", scale=scale)
+        ascending(scale=scale)
         self.crop_size = crop_size
         self.scale = scale
 

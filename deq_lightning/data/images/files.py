@@ -14,7 +14,7 @@ from torch.utils.data import Subset
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from deq_lightning.configured import check_at_least
+from deq_lightning.configured import at_least
 from deq_lightning.data.base import DataModule
 from deq_lightning.data.errors import DatasetNotFoundError, SplitError, brief
 from deq_lightning.data.order import SeededDraws
@@ -78,7 +78,7 @@ class ImageFiles(DataModule):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, num_workers, seed)
-        check_at_least(1, val_size=val_size, prefetch_factor=prefetch_factor)
+        at_least(1, val_size=val_size, prefetch_factor=prefetch_factor)
         self.root = root
         self.val_size = val_size
         self.prefetch_factor = prefetch_factor

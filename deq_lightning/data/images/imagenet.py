@@ -9,7 +9,7 @@ from torchvision import datasets
 from torchvision.datasets.folder import is_image_file
 from torchvision.transforms import v2
 
-from deq_lightning.configured import check_at_least
+from deq_lightning.configured import above, ascending, at_least, within
 from deq_lightning.data.errors import DatasetNotFoundError
 from deq_lightning.data.images.files import MEAN, STD, ImageFiles, read_image
 from deq_lightning.samples import IMAGES, Samples
@@ -53,11 +53,10 @@ class ImageNet(ImageFiles):
         **options: Any,
     ) -> None:
         super().__init__(root, val_size, **options)
-        check_at_least(1, image_size=image_size)
-        if not 0 < crop_area[0] <= crop_area[1] <= 1:
-            raise ValueError(f"`crop_area` must be two ascending shares in (0, 1], got {list(crop_area)}.")
-        if not 0 < crop_aspect[0] <= crop_aspect[1]:
-            raise ValueError(f"`crop_aspect` must be two ascending positive numbers, got {list(crop_aspect)}.")
+        at_least(1, image_size=image_size)
+        within("(0, 1]", crop_area=crop_area)
+        above(0, crop_aspect=crop_aspect)
+        ascending(crop_area=crop_area, crop_aspect=crop_aspect)
         self.image_size = image_size
         self.crop_area = crop_area
         self.crop_aspect = crop_aspect

@@ -9,9 +9,8 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deq_lightning.configured import check_at_least
+from deq_lightning.configured import LEAVE_OUT, at_least, one_of
 from deq_lightning.models.base import Equilibrium, ImplicitModel
-from deq_lightning.models.fpn.convolutional import check_known
 from deq_lightning.models.fpn.layers import conv3x3, lrelu, resnet_block
 from deq_lightning.models.layers.projections import clamp_singular_values_
 from deq_lightning.solvers import FixedPointIteration, Solver
@@ -182,8 +181,8 @@ class DenseFPN(ImplicitModel):
         solver: Solver | None = None,
     ) -> None:
         super().__init__(solver or FixedPointIteration(max_steps=500))
-        check_known("network", network, NETWORKS)
-        check_at_least(1, num_classes=num_classes)
+        one_of(NETWORKS, LEAVE_OUT, network=network)
+        at_least(1, num_classes=num_classes)
         self.network = network
         latent = self.published.latent
         if network == "cifar10" and num_classes > latent:

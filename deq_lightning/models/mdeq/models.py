@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deq_lightning.configured import one_of
 from deq_lightning.models.base import ImplicitModel
 from deq_lightning.models.layers.frozen import WeightNormConv2d
 from deq_lightning.models.mdeq.cell import Head, MultiscaleCell, States, WeightNorm, conv_norm_relu, make_stem
@@ -223,7 +224,5 @@ def _check_sizes(channels: Sequence[int], groups: int, downsample: int, weight_n
         raise ValueError(
             f"`groups` must be even and divide every entry of `channels`, got {groups} for {list(channels)}."
         )
-    if downsample not in (0, 1, 2):
-        raise ValueError(f"`downsample` must be 0, 1 or 2, got {downsample}.")
-    if weight_norm not in get_args(WeightNorm):
-        raise ValueError(f"`weight_norm` must be one of {', '.join(get_args(WeightNorm))}; got {weight_norm!r}.")
+    one_of((0, 1, 2), downsample=downsample)
+    one_of(get_args(WeightNorm), weight_norm=weight_norm)

@@ -254,7 +254,7 @@ def test_numbers_in_place_of_classes(root: Path) -> None:
     ("arguments", "message"),
     [
         ({"folds": 1}, "`folds` must be 2 or more, got 1."),
-        ({"fold": 10}, "`fold` must be 0 to 9, got 10."),
+        ({"fold": 10}, r"`fold` must be in \[0, 9\], got 10."),
         ({"val_fraction": 1.0}, r"`val_fraction` must be in \(0, 1\), got 1.0."),
         ({"batch_size": 0}, "`batch_size` must be 1 or more, got 0."),
     ],
