@@ -51,7 +51,7 @@ class LanguageModeling(ImplicitTask):
         CombinationError: from `setup`, if the network or the data has no vocabulary, or not the same number of words.
     """
 
-    net: Any  # with a `vocabulary`
+    net: Any  # its `vocabulary` is the embedding with the softmax; that of the data is the list of words
     takes = (TEXT,)
     monitor, mode = "val_ppl", "min"
 

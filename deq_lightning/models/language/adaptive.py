@@ -1,4 +1,7 @@
-"""Words in and out: the tied adaptive embedding and softmax of language models."""
+"""The network's vocabulary: tied adaptive embedding and softmax, with no words in it.
+
+The words themselves are a `Vocabulary` of the data module.
+"""
 
 import math
 from collections.abc import Sequence
@@ -13,6 +16,8 @@ from deq_lightning.configured import above, at_least
 
 class AdaptiveVocabulary(nn.Module):
     r"""Tied adaptive input embedding and adaptive softmax: the rarer a cluster of words, the narrower its vectors.
+
+    Holds weights by word id; which word has which id is known to the data module's `Vocabulary` alone.
 
     Cluster i holds the words from ``cutoffs[i − 1]`` to ``cutoffs[i]`` and has a table :math:`E_i` of width / div_val^i
     columns, an input projection :math:`P_i` and biases. The head of the softmax predicts the words of the first cluster
