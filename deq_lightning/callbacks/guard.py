@@ -12,8 +12,8 @@ from deq_lightning.configured import RunError, at_least, within
 from deq_lightning.solvers import Status
 
 CAUSES = {
-    "the solver diverged on most samples": "Use a solver with damping, some `pretrain_steps`, a Jacobian penalty, or a "
-    "lower learning rate.",
+    "the solver diverged on most samples": "Use a solver with damping, some "
+    "`gradient.pretrain_steps`, a Jacobian penalty, or a lower learning rate.",
     "the loss was not finite": "Lower the learning rate, clip gradients (`trainer.gradient_clip_val`), or add a "
     "Jacobian penalty.",
 }

@@ -34,8 +34,8 @@ class LanguageModeling(ImplicitTask):
     Batches have `tokens` and `targets` (streams, length), ids of words and of those that follow them, and `first` where
     the streams begin. What the network remembers of a segment goes with the next batch of the split, and nowhere else:
     training has a memory of its own, which evaluations in the middle of an epoch leave alone, and which checkpoints
-    keep; those in the middle of an epoch are written with `--last_checkpoint.every_n_train_steps N`. Logs `train_loss`
-    (nats per word), `solver_steps` and `solver_residual` every step, and of whole splits `val_loss`, `val_ppl`,
+    keep; a `ModelCheckpoint` with `every_n_train_steps` writes those in the middle of an epoch. Logs `train_loss` (nats
+    per word), `solver_steps` and `solver_residual` every step, and of whole splits `val_loss`, `val_ppl`,
     `test_loss`, `test_ppl`, the perplexity, with the solver's figures there under the same prefixes. `predict`
     continues a text, prints it, and returns a row per word; it never says `<unk>`.
 

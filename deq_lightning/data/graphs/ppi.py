@@ -128,7 +128,7 @@ class PPI(GraphFiles):
         except Exception as error:  # whatever reading a damaged file may raise
             raise DatasetNotFoundError(
                 f"the files of `{split}` under `{self.folder}/` are damaged, cut short or not of the same nodes "
-                f"({brief(error)}). Delete `{self.folder}` and type `--data.download true` to fetch it again."
+                f"({brief(error)}). Delete `{self.folder}` and set `download=True` to fetch it again."
             ) from error
         check_graphs(graphs, str(self.folder))
         labels = torch.cat([graph.y for graph in graphs])

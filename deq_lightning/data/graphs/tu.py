@@ -151,7 +151,7 @@ class TUGraphs(GraphFiles):
         except Exception as error:  # whatever reading a damaged file may raise
             raise DatasetNotFoundError(
                 f"`{self.name}` under `{self.folder}/` is damaged or cut short ({brief(error)}). Delete "
-                f"`{self.folder}` and type `--data.download true` to fetch it again."
+                f"`{self.folder}` and set `download=True` to fetch it again."
             ) from error
         graphs = [files[i] for i in range(len(files))]
         check_graphs(graphs, str(self.folder))
@@ -175,7 +175,7 @@ class TUGraphs(GraphFiles):
             raise SplitError(
                 f"outside of a fold there must be 2 graphs of every class, to train and to validate; the rarest class "
                 f"of `{self.name}` has {fewest} graphs, and with {self.folds} folds {outside} outside. Leave it out of "
-                "the files, or type more `--data.folds`."
+                "the files, or set more `folds=N`."
             )
         folds = StratifiedKFold(self.folds, shuffle=True, random_state=self.seed)
         rest, test = list(folds.split(labels, labels))[self.fold]

@@ -122,7 +122,7 @@ class TorchvisionImages(DataModule):
             advice = max(CLASSES, len(full) // 10)
             raise SplitError(
                 f"`val_size` must leave {wanted} of the {len(full)} training images to train on, got {self.val_size}. "
-                f"Type `--data.val_size {advice}`."
+                f"Set `val_size={advice}`."
             )
         train, val = train_test_split(
             np.arange(len(full)),
@@ -163,21 +163,21 @@ class TorchvisionImages(DataModule):
 
     def _explain(self, error: Exception, download: bool) -> str:
         name, root = type(self).__name__, Path(self.root)
-        elsewhere = "or `--data.root PATH` to name the folder that holds it."
+        elsewhere = "or `root=PATH` to name the folder that holds it."
         missing = [file for file in self.files if not (root / file).is_file()]
         # One line of it, without the advice that torchvision adds on a flag that is not ours.
         cause = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0].strip(" .:")
         if missing and download:
-            return f"`{name}` could not be downloaded to `{root}/` ({cause}). Type the command again, {elsewhere}"
+            return f"`{name}` could not be downloaded to `{root}/` ({cause}). Try again, {elsewhere}"
         if missing:
             return (
                 f"`{name}` was not found under `{root}/` (expected `{root / missing[0]}`). "
-                f"Type `--data.download true` to fetch it, {elsewhere}"
+                f"Set `download=True` to fetch it, {elsewhere}"
             )
         own = " ".join(dict.fromkeys(f"`{root / Path(file).parts[0]}`" for file in self.files))
         return (
             f"`{name}` under `{root}/` is damaged or cut short ({cause}). "
-            f"Delete {own} and type `--data.download true` to fetch it again, {elsewhere}"
+            f"Delete {own} and set `download=True` to fetch it again, {elsewhere}"
         )
 
 

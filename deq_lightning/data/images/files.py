@@ -124,7 +124,7 @@ class ImageFiles(DataModule):
         if not lowest <= self.val_size <= count - lowest:
             raise SplitError(
                 f"`val_size` must be {lowest} to {count - lowest}, because {lowest} {self.groups} share the {count} "
-                f"training images; got {self.val_size}. Type `--data.val_size {max(lowest, count // 25)}`."
+                f"training images; got {self.val_size}. Set `val_size={max(lowest, count // 25)}`."
             )
         train, val = train_test_split(
             np.arange(count), test_size=self.val_size, stratify=groups, random_state=self.seed

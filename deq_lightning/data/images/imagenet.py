@@ -100,9 +100,9 @@ class ImageNet(ImageFiles):
         unpack = f"from torchvision.datasets import ImageNet; [ImageNet('{root}', one) for one in ('train', 'val')]"
         return DatasetNotFoundError(
             f"`ImageNet` needs images in `{root}/train/CLASS/` and `{root}/val/CLASS/`, of the same classes; {fault}. "
-            "Type `--data.root PATH` to name the folder that holds them, or put ILSVRC2012_img_train.tar, "
+            "Set `root=PATH` to name the folder that holds them, or put ILSVRC2012_img_train.tar, "
             "ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz from https://image-net.org/download into "
-            f'`{root}/` and type `python -c "{unpack}"`, which unpacks `train` and `val` where they do not exist.'
+            f'`{root}/` and run `python -c "{unpack}"`, which unpacks `train` and `val` where they do not exist.'
         )
 
 

@@ -105,15 +105,15 @@ class TextDataModule(Described):
                 f"no word of the {split} split of `{type(self).__name__}` is in the vocabulary, which has the words of "
                 "the train split. Are all of one text, and not empty?"
             )
-        flags = ("batch_size", "segment_length") if split == "train" else ("eval_batch_size", "eval_segment_length")
-        streams, length = (getattr(self, flag) for flag in flags)
+        names = ("batch_size", "segment_length") if split == "train" else ("eval_batch_size", "eval_segment_length")
+        streams, length = (getattr(self, name) for name in names)
         words = len(text) // (streams * processes)
         if words <= length:
             together = f"{streams} streams" + (f" on each of {processes} devices" if processes > 1 else "")
-            smaller = f"`--data.{flags[1]} {words - 1}`" if words > 1 else f"a smaller `--data.{flags[0]}`"
+            smaller = f"`{names[1]}={words - 1}`" if words > 1 else f"a smaller `{names[0]}=N`"
             raise SplitError(
                 f"the {len(text)} words of the {split} split make {together} of {words} words, too short for a segment "
-                f"of {length} words and the word after it. Type {smaller}."
+                f"of {length} words and the word after it. Set {smaller}."
             )
 
     @property
@@ -150,7 +150,7 @@ class TextDataModule(Described):
                 raise DataError(
                     f"a run that stopped in the middle of an epoch continues on the same streams: `{name}` was "
                     f"{self._resumed[name]} (over all devices), and is {value}. Set it as it was, or begin a new run "
-                    "from the weights with `--weights PATH`."
+                    "from the checkpoint's weights."
                 )
         return start
 
@@ -168,7 +168,7 @@ class TextDataModule(Described):
             ids += self.vocabulary.encode([self.words(self.prompt)])[:-1].tolist()
             if not any(number >= len(SPECIAL) for number in ids):
                 raise DataError(
-                    f"no word of the prompt {self.prompt!r} is in the vocabulary. Type `--data.prompt` with words of "
+                    f"no word of the prompt {self.prompt!r} is in the vocabulary. Set `prompt=TEXT` with words of "
                     f"{self.source}."
                 )
         tokens = torch.tensor([ids])

@@ -42,7 +42,7 @@ class Vocabulary:
         if size is not None and size > largest:
             raise DataError(
                 f"`vocab_size` must be at most {largest}, the words of the train split, got {size}. "
-                f"Type `--data.vocab_size {largest} --model.net.vocab_size {largest}`."
+                f"Set `vocab_size={largest}`, and `net.vocab_size={largest}` where that is given."
             )
         return cls([*SPECIAL, *others][:size])
 

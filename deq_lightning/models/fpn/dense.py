@@ -150,7 +150,7 @@ class DenseFPN(ImplicitModel):
     After every optimizer step the singular values of all linear layers are bounded, so that the latent map contracts by
     a factor of 0.9 or 0.99 and every solver reaches its one equilibrium. (The paper bounds them before every forward
     pass, in evaluation too; where the bound has been reached that is the same.) The explicit counterpart is
-    `--gradient Unrolled --gradient.unroll_steps 1`.
+    `gradient=Unrolled(unroll_steps=1)`.
 
     Args:
         network: which published one: `mnist_fc` (84,310 parameters, "84K"), `mnist_conv` (84,182, "84K"), `svhn`

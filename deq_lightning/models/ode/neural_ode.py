@@ -82,16 +82,15 @@ class Counted(nn.Module):
         # torchdiffeq's own assertions say neither which setting is meant nor, from a backward pass, whose they are.
         if self.steps == self.max_steps:
             raise IntegrationError(
-                f"the Neural ODE was given up at t = {t.item():.3g}, after {self.max_steps} steps. Type a larger "
-                "`--model.net.max_steps`, larger `--model.net.rtol` and `--model.net.atol`, or, for dynamics that stay "
-                "simpler, `--model.optimizer.weight_decay 1e-4`."
+                f"the Neural ODE was given up at t = {t.item():.3g}, after {self.max_steps} steps. Raise "
+                "`net.max_steps`, loosen `net.rtol` and `net.atol`, or, for dynamics that stay simpler, set "
+                "`optimizer.weight_decay=1e-4`."
             )
         parts = h if isinstance(h, tuple) else (h,)  # backwards: the state, its adjoint, the parameters' gradients
         if t + dt == t or not torch.stack([part.isfinite().all() for part in parts]).all():
             raise IntegrationError(
                 f"the Neural ODE was given up at t = {t.item():.3g}: values are not finite, or the dynamics too fast. "
-                "Type a lower `--model.optimizer.lr`, `--model.optimizer.weight_decay 1e-4`, or larger "
-                "`--model.net.rtol` and `--model.net.atol`."
+                "Lower `optimizer.lr`, loosen `net.rtol` and `net.atol`, or set `optimizer.weight_decay=1e-4`."
             )
         self.steps += 1
 

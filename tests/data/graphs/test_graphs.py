@@ -184,10 +184,10 @@ def test_a_missing_collection(tmp_path: Path, root: Path) -> None:
     with pytest.raises(DatasetNotFoundError) as error:
         TUGraphs(str(tmp_path / "nowhere"), "COX2").prepare_data()
     assert str(error.value) == (
-        f"`COX2` was not found under `{tmp_path}/nowhere/` (expected `{tmp_path}/nowhere/COX2/raw/COX2_A.txt`). Type "
-        "`--data.download true` to fetch it, or `--data.root PATH` to name the folder that holds it."
+        f"`COX2` was not found under `{tmp_path}/nowhere/` (expected `{tmp_path}/nowhere/COX2/raw/COX2_A.txt`). Set "
+        "`download=True` to fetch it, or `root=PATH` to name the folder that holds it."
     )
-    with pytest.raises(DatasetNotFoundError, match=r"`COX` was not found under .* There is COX2, PPI, PROTEINS\. Type"):
+    with pytest.raises(DatasetNotFoundError, match=r"`COX` was not found under .* There is COX2, PPI, PROTEINS\. Set"):
         TUGraphs(str(root), "COX").prepare_data()
     (root / "COX2/raw/COX2_graph_labels.txt").unlink()
     with pytest.raises(DatasetNotFoundError, match=r"expected `.*COX2_graph_labels\.txt`"):

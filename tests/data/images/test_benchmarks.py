@@ -150,8 +150,8 @@ def test_missing_files_say_what_to_type(kind: type[TorchvisionImages], tmp_path:
             call()
         assert str(caught.value) == (
             f"`{kind.__name__}` was not found under `{tmp_path}/nowhere/` "
-            f"(expected `{tmp_path}/nowhere/{kind.files[0]}`). Type `--data.download true` to fetch it, "
-            "or `--data.root PATH` to name the folder that holds it."
+            f"(expected `{tmp_path}/nowhere/{kind.files[0]}`). Set `download=True` to fetch it, "
+            "or `root=PATH` to name the folder that holds it."
         )
 
 
@@ -170,8 +170,8 @@ def test_a_truncated_file_says_what_to_delete(kind: type[TorchvisionImages], roo
     top = root / Path(kind.files[0]).parts[0]
     with pytest.raises(DatasetNotFoundError, match=f"`{kind.__name__}` under .* is damaged") as caught:
         kind(root=str(root)).prepare_data()
-    assert f"Delete `{top}`" in str(caught.value) and "`--data.download true`" in str(caught.value)
-    assert "\n" not in str(caught.value) and "download=True" not in str(caught.value)
+    assert f"Delete `{top}`" in str(caught.value) and "`download=True`" in str(caught.value)
+    assert "\n" not in str(caught.value) and "You can use" not in str(caught.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"not an idx file at all"])
@@ -204,7 +204,7 @@ def test_bad_sizes_are_refused(root: Path) -> None:
     with pytest.raises(ValueError, match=r"`val_size` must be 10 or more, got 0\."):
         MNIST(val_size=0)
     data = MNIST(root=str(root), val_size=95)
-    with pytest.raises(ValueError, match=r"must leave 10 of the 100 training images .* Type `--data.val_size 10`."):
+    with pytest.raises(ValueError, match=r"must leave 10 of the 100 training images .* Set `val_size=10`."):
         data.setup("fit")
 
 

@@ -156,7 +156,7 @@ def message(root: Path, fault: str) -> str:
     return (
         f"`Cityscapes` needs `{root}/leftImg8bit/SPLIT/CITY/*_leftImg8bit.png` and "
         f"`{root}/gtFine/SPLIT/CITY/*_gtFine_labelIds.png` for the splits train and val; {fault}. "
-        "Type `--data.root PATH` to name the folder that holds them, or put leftImg8bit_trainvaltest.zip and "
+        "Set `root=PATH` to name the folder that holds them, or put leftImg8bit_trainvaltest.zip and "
         f"gtFine_trainvaltest.zip from https://www.cityscapes-dataset.com into `{root}/`; they are unpacked when "
         "a folder of a split does not exist."
     )
