@@ -2,8 +2,11 @@
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import wraps
 from operator import ge, gt, le, lt
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class Configured:
@@ -23,6 +26,35 @@ class RunError(RuntimeError):
     """A run cannot go on; the message says what was seen and what to change."""
 
 
+def renamed(**names: str) -> Callable[[type[T]], type[T]]:
+    """Let the arguments of a class's constructor be given by their old names as well: `@renamed(old="new")`.
+
+    Python calls are translated here; the parser of the command line reads `old_names` and translates flags and configs.
+    """
+
+    def decorate(cls: type[T]) -> type[T]:
+        init = cls.__init__
+
+        @wraps(init)
+        def take_old_names(self: T, *args: Any, **arguments: Any) -> None:
+            if twice := [old for old, new in names.items() if {old, new} <= arguments.keys()]:
+                raise ValueError(f"`{twice[0]}` is the old name of `{names[twice[0]]}`. Leave it out.")
+            init(self, *args, **{names.get(name, name): value for name, value in arguments.items()})
+
+        setattr(cls, "__init__", take_old_names)  # noqa: B010  # type checkers refuse to assign a method
+        setattr(cls, OLD_NAMES, names)
+        return cls
+
+    return decorate
+
+
+def old_names(cls: type) -> Mapping[str, str]:
+    """Return the old names of the constructor's arguments, each with its new one."""
+    own = inspect.signature(cls).parameters  # a subclass may use such a name for something else
+    return {old: new for old, new in getattr(cls, OLD_NAMES, {}).items() if old not in own}
+
+
+OLD_NAMES = "_old_names"
 LEAVE_OUT = "Leave it out for the default."
 NO_DAMPING = "1 means no damping."
 

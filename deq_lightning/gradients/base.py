@@ -23,8 +23,8 @@ def unroll(f: FixedPointMap, z: State, steps: int) -> State:
 class GradientStrategy(Configured, Callback, ABC):
     """How an equilibrium is differentiated. A strategy of your own implements `attach` and nothing else.
 
-    It is a Lightning callback so that checkpoints carry its schedule and a trainer can be given one, but the
-    callback hooks only move the schedule: the mathematics is in `fixed_point` and `attach`, which are not hooks. Without a
+    It is a Lightning callback so that checkpoints carry its schedule and a trainer can be given one, but the callback
+    hooks only move the schedule: the mathematics is in `fixed_point` and `attach`, which are not hooks. Without a
     trainer set `model.gradient = UPG(k=5)`; with a schedule, also count `model.gradient.step += 1` after every
     optimizer step.
 

@@ -10,6 +10,7 @@ from torchvision.datasets.folder import is_image_file
 from torchvision.transforms import v2
 
 from deq_lightning.configured import above, ascending, at_least, within
+from deq_lightning.data.base import Size
 from deq_lightning.data.errors import DatasetNotFoundError
 from deq_lightning.data.images.files import MEAN, STD, ImageFiles, read_image
 from deq_lightning.samples import IMAGES, Samples
@@ -31,7 +32,7 @@ class ImageNet(ImageFiles):
         crop_area: lowest and highest share of a training image's area in a random crop, in (0, 1].
         crop_aspect: lowest and highest width of a random crop divided by its height. The defaults of both are the
             usual ones; the phantom-gradient models have 0.1 to 1 and 0.8 to 1.25.
-        val_size: training images set aside for validation, as many as there are classes or more.
+        val_size: training images set aside for validation, their number or share: as many as there are classes or more.
         options: those of `ImageFiles`.
 
     Raises:
@@ -49,7 +50,7 @@ class ImageNet(ImageFiles):
         image_size: int = 224,
         crop_area: tuple[float, float] = (0.08, 1.0),
         crop_aspect: tuple[float, float] = (3 / 4, 4 / 3),
-        val_size: int = 10_000,
+        val_size: Size = 10_000,
         **options: Any,
     ) -> None:
         super().__init__(root, val_size, **options)

@@ -203,6 +203,8 @@ def test_only_prepare_data_downloads(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_bad_sizes_are_refused(root: Path) -> None:
     with pytest.raises(ValueError, match=r"`val_size` must be 10 or more, got 0\."):
         MNIST(val_size=0)
+    with pytest.raises(ValueError, match=r"`train_size` must be in \(0, 1\), got 1\.5"):
+        MNIST(train_size=1.5)
     data = MNIST(root=str(root), val_size=95)
     with pytest.raises(ValueError, match=r"must leave 10 of the 100 training images .* Set `val_size=10`."):
         data.setup("fit")
@@ -263,7 +265,7 @@ def test_published_augmentation_of_test_images_is_said_too(root: Path) -> None:
     ("arguments", "message"),
     [
         ({"train_size": 90}, "`val_size` must leave the 90 of `train_size` of the 100 training images .* got 20"),
-        ({"test_size": 11}, "a part of the 20 images must leave out 10, got 11"),
+        ({"test_size": 11}, "a part of the 20 images must have 10 images and leave out 10, got 11"),
     ],
 )
 def test_parts_that_do_not_fit(arguments: dict[str, int], message: str, root: Path) -> None:
