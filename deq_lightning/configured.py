@@ -1,6 +1,12 @@
 """Objects that are nothing but their constructor's arguments, and what such arguments must hold."""
 
 import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import wraps
+from operator import ge, gt, le, lt
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class Configured:
@@ -20,14 +26,78 @@ class RunError(RuntimeError):
     """A run cannot go on; the message says what was seen and what to change."""
 
 
-def check_at_least(minimum: float, advice: str = "", **values: float) -> None:
-    """Raise a ValueError that names the first of `values` below `minimum`, or not a number, and gives the advice."""
+def renamed(**names: str) -> Callable[[type[T]], type[T]]:
+    """Let the arguments of a class's constructor be given by their old names as well: `@renamed(old="new")`.
+
+    Python calls are translated here; the parser of the command line reads `old_names` and translates flags and configs.
+    """
+
+    def decorate(cls: type[T]) -> type[T]:
+        init = cls.__init__
+
+        @wraps(init)
+        def take_old_names(self: T, *args: Any, **arguments: Any) -> None:
+            if twice := [old for old, new in names.items() if {old, new} <= arguments.keys()]:
+                raise ValueError(f"`{twice[0]}` is the old name of `{names[twice[0]]}`. Leave it out.")
+            init(self, *args, **{names.get(name, name): value for name, value in arguments.items()})
+
+        setattr(cls, "__init__", take_old_names)  # noqa: B010  # type checkers refuse to assign a method
+        setattr(cls, OLD_NAMES, names)
+        return cls
+
+    return decorate
+
+
+def old_names(cls: type) -> Mapping[str, str]:
+    """Return the old names of the constructor's arguments, each with its new one."""
+    own = inspect.signature(cls).parameters  # a subclass may use such a name for something else
+    return {old: new for old, new in getattr(cls, OLD_NAMES, {}).items() if old not in own}
+
+
+OLD_NAMES = "_old_names"
+LEAVE_OUT = "Leave it out for the default."
+NO_DAMPING = "1 means no damping."
+
+
+def at_least(minimum: float, advice: str = "", **values: Any) -> None:
+    """Raise a ValueError that names the first of `values` below `minimum`, or not a number, and gives the advice.
+
+    Of a list or a tuple every entry is checked, here and in the functions below.
+    """
+    _check(lambda value: value >= minimum, f"{minimum} or more", advice, values)
+
+
+def above(bound: float, advice: str = "", **values: Any) -> None:
+    """Raise a ValueError that names the first of `values` at or below `bound`, or not a number."""
+    _check(lambda value: value > bound, f"above {bound}", advice, values)
+
+
+def within(interval: str, advice: str = "", **values: Any) -> None:
+    """Raise a ValueError that names the first of `values` outside an interval like "(0, 1]", or not a number."""
+    low, high = map(float, interval[1:-1].split(","))
+    over, under = gt if interval[0] == "(" else ge, lt if interval[-1] == ")" else le
+    _check(lambda value: over(value, low) and under(value, high), f"in {interval}", advice, values)
+
+
+def one_of(known: Iterable[Any], advice: str = "", **values: Any) -> None:
+    """Raise a ValueError that names the first of `values` not among those known."""
+    known = list(known)
     for name, value in values.items():
-        if not value >= minimum:
-            raise ValueError(f"`{name}` must be {minimum} or more, got {value}. {advice}".strip())
+        if value not in known:
+            names = ", ".join(map(str, known))
+            raise ValueError(f"`{name}` must be one of {names}; got {value!r}. {advice}".strip())
 
 
-def check_damping(damping: float) -> None:
-    """Raise a ValueError unless `damping` is a part of a step."""
-    if not 0 < damping <= 1:
-        raise ValueError(f"`damping` must be in (0, 1], got {damping}. 1 takes whole steps.")
+def ascending(**values: Sequence[float]) -> None:
+    """Raise a ValueError that names the first of `values` whose entries fall."""
+    for name, value in values.items():
+        if list(value) != sorted(value):
+            raise ValueError(f"`{name}` must be ascending, got {list(value)}. Swap its entries.")
+
+
+def _check(holds: Callable[[Any], bool], wanted: str, advice: str, values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        several = isinstance(value, list | tuple)
+        if not all(map(holds, value if several else [value])):
+            got = list(value) if several else value
+            raise ValueError(f"`{name}` must be {wanted}, got {got}. {advice}".strip())

@@ -2,10 +2,12 @@
 
 import inspect
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 
 from deq_lightning.app.configs import known_configs
 from deq_lightning.app.messages import suggest
+from deq_lightning.data import DataError
 
 
 def in_brief(message: str, families: Mapping[str, Sequence[type]]) -> str:
@@ -53,15 +55,46 @@ def _arguments(owner: Sequence[str], families: Mapping[str, Sequence[type]]) -> 
     return []
 
 
-PARTS = {"task": "model", "net": "model.net", "optimizer": "model.optimizer", "solver": "model.net.solver"}
+PARTS = {  # what the library calls them, and the keys of the command line
+    "task": "model",
+    "net": "model.net",
+    "optimizer": "model.optimizer",
+    "solver": "model.net.solver",
+    "data": "data",
+    "gradient": "gradient",
+    "trainer": "trainer",
+}
+QUOTES = "'\""
+CONSTANTS = {"True": "true", "False": "false", "None": "null"}
 
 
-def with_flags(message: str) -> str:
-    """Turn the arguments that a message of the library names, `net.in_channels=1`, into flags."""
+def with_flags(error: str | Exception) -> str:
+    """Turn the arguments that an error of the library names, such as `net.in_channels=1`, into flags.
+
+    An argument without a part before it, `root=PATH`, is the data module's where the error is a `DataError`.
+    """
+    part = "data" if isinstance(error, DataError) else None
 
     def flag(found: re.Match[str]) -> str:
-        part, dot, name = found[1].partition(".")
-        value = {"True": "true", "False": "false", "None": "null"}.get(found[2], found[2].removesuffix("()"))
-        return f"`--{PARTS.get(part, part)}{dot}{name} {value}`"
+        head, dot, name = found[1].partition(".")
+        if head in PARTS and (dot or found[2]):
+            return f"`{_flags(PARTS[head] + dot + name, found[2])}`"
+        if part and found[2] and not dot:
+            return f"`{_flags(f'{part}.{head}', found[2])}`"
+        return found[0]
 
-    return re.sub(rf"`((?:{'|'.join(PARTS)}|data|gradient|trainer)(?:\.\w+)*)=([^`]+)`", flag, message)
+    message = re.sub(r"`([\w.]+)(?:=([^`]+))?`", flag, str(error))
+    message = message.replace("the checkpoint's weights", "the checkpoint's weights (`--weights PATH`)")
+    return re.sub(
+        r"\b([Ss])et ((?:\w+ ){0,2}`--)", lambda found: f"{'T' if found[1] == 'S' else 't'}ype {found[2]}", message
+    )
+
+
+def _flags(key: str, value: str | None) -> str:
+    """Return what sets a key: one flag, or of a class with arguments, `UPG(k=5)`, several."""
+    if value is None:
+        return f"--{key}"
+    if called := re.fullmatch(r"(\w+)\((.*)\)", value):
+        arguments = re.findall(r"(\w+)=([^,()]+)", called[2])
+        return " ".join([f"--{key} {called[1]}", *(_flags(f"{key}.{name}", own) for name, own in arguments)])
+    return f"--{key} {CONSTANTS.get(value) or shlex.quote(value.strip(QUOTES))}"

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from deq_lightning.callbacks.watcher import SolutionWatcher
-from deq_lightning.configured import RunError, check_at_least
+from deq_lightning.configured import RunError, at_least, within
 from deq_lightning.solvers import Status
 
 CAUSES = {
-    "the solver diverged on most samples": "Use a solver with damping, some `pretrain_steps`, a Jacobian penalty, or a "
-    "lower learning rate.",
+    "the solver diverged on most samples": "Use a solver with damping, some "
+    "`gradient.pretrain_steps`, a Jacobian penalty, or a lower learning rate.",
     "the loss was not finite": "Lower the learning rate, clip gradients (`trainer.gradient_clip_val`), or add a "
     "Jacobian penalty.",
 }
@@ -49,9 +49,8 @@ class DivergenceGuard(SolutionWatcher):
         dirpath: str | None = None,
     ) -> None:
         super().__init__()
-        check_at_least(1, patience=patience, check_every=check_every, save_every=save_every)
-        if not 0 <= diverged_share < 1:
-            raise ValueError(f"`diverged_share` must be in [0, 1), got {diverged_share}.")
+        at_least(1, patience=patience, check_every=check_every, save_every=save_every)
+        within("[0, 1)", diverged_share=diverged_share)
         self.patience = patience
         self.diverged_share = diverged_share
         self.check_every = check_every

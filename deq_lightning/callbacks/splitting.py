@@ -7,7 +7,7 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
 
-from deq_lightning.configured import check_at_least
+from deq_lightning.configured import at_least, within
 from deq_lightning.estimators.modes import evaluating
 from deq_lightning.models.base import CellMap, Equilibrium
 from deq_lightning.models.monotone.splitting import MonotoneModel
@@ -36,9 +36,8 @@ class SplittingTuner(Callback):
     """
 
     def __init__(self, first_batch: int = 30, max_alpha: float = 1.0, min_alpha: float = 1e-4) -> None:
-        check_at_least(0, first_batch=first_batch)
-        if not 0 < min_alpha <= max_alpha:
-            raise ValueError(f"`min_alpha` must be above 0 and at most `max_alpha` {max_alpha}, got {min_alpha}.")
+        at_least(0, first_batch=first_batch)
+        within(f"(0, {max_alpha}]", "The upper end is `max_alpha`.", min_alpha=min_alpha)
         self.first_batch = first_batch
         self.max_alpha = max_alpha
         self.min_alpha = min_alpha

@@ -1,8 +1,9 @@
 """What all data modules share: splits and loaders."""
 
+import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence, Sized
+from collections.abc import Callable, Sequence, Sized
 from typing import Any, ClassVar, cast
 
 import pytorch_lightning as pl
@@ -10,9 +11,25 @@ import torch
 from lightning_fabric.utilities.data import suggested_max_num_workers
 from torch.utils.data import DataLoader, Dataset
 
-from deq_lightning.configured import check_at_least
+from deq_lightning.configured import at_least, within
 from deq_lightning.data.order import EpochShuffle, TrainLoader
 from deq_lightning.samples import Samples
+
+Size = int | float  # of a split: a number of samples, or a share of all in (0, 1), as in scikit-learn
+
+
+def check_sizes(minimum: int = 1, **sizes: Size | None) -> None:
+    """Raise a ValueError that names the first of `sizes` that is neither `minimum` samples or more nor a share."""
+    for name, size in sizes.items():
+        if isinstance(size, float):
+            within("(0, 1)", "A number of samples has no decimal point.", **{name: size})
+        elif size is not None:
+            at_least(minimum, "A share is a number in (0, 1), such as 0.1.", **{name: size})
+
+
+def samples_in(size: Size, total: int, rounding: Callable[[float], int] = math.ceil) -> int:
+    """Return how many of `total` samples are meant."""
+    return rounding(size * total) if isinstance(size, float) else size
 
 
 class Described(pl.LightningDataModule, ABC):
@@ -70,8 +87,8 @@ class DataModule(Described):
         super().__init__()
         self.batch_size = batch_size
         self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
-        check_at_least(1, batch_size=self.batch_size, eval_batch_size=self.eval_batch_size)
-        check_at_least(0, num_workers=num_workers or 0, seed=seed)
+        at_least(1, batch_size=self.batch_size, eval_batch_size=self.eval_batch_size)
+        at_least(0, num_workers=num_workers or 0, seed=seed)
         self.num_workers = num_workers
         self.seed = seed
         self.train_set: Dataset[Any] | Sequence[Any] | None = None

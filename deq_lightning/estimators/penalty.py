@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from deq_lightning.configured import Configured, check_at_least
+from deq_lightning.configured import Configured, at_least, within
 from deq_lightning.gradients.jacobian import Jacobian
 from deq_lightning.models import Equilibrium
 from deq_lightning.solvers import FixedPointMap
@@ -32,7 +32,7 @@ def jacobian_penalty(f: FixedPointMap, z: State, probes: int = 1) -> Tensor:
     References:
         Bai, Koltun and Kolter, "Stabilizing equilibrium models by Jacobian regularization", 2021, arXiv:2106.14342.
     """
-    check_at_least(1, probes=probes)
+    at_least(1, probes=probes)
     jacobian = Jacobian(f, z)
     products = [jacobian.transposed(torch.randn_like(jacobian.fz), create_graph=True) for _ in range(probes)]
     return torch.stack([product.square().mean() for product in products]).mean()
@@ -66,10 +66,9 @@ class JacobianPenalty(Configured):
         probes: int = 1,
         milestones: dict[int, float] | None = None,
     ) -> None:
-        check_at_least(0, weight=weight)
-        check_at_least(1, probes=probes)
-        if not 0 < frequency <= 1:
-            raise ValueError(f"`frequency` must be in (0, 1], got {frequency}. For no penalty leave it out.")
+        at_least(0, weight=weight)
+        at_least(1, probes=probes)
+        within("(0, 1]", "For no penalty leave it out.", frequency=frequency)
         if any(not (step >= 0 and later >= 0) for step, later in (milestones or {}).items()):
             raise ValueError(f"`milestones` must map steps of 0 or more to weights of 0 or more, got {milestones}.")
         self.weight = weight

@@ -6,11 +6,11 @@ from typing import Any, final
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
-from deq_lightning.configured import Configured, check_at_least
+from deq_lightning.configured import Configured, at_least
 from deq_lightning.solvers import FixedPointMap, Solution, Solver
 from deq_lightning.state import State, mix
 
-ONE_STEP = "For a single undamped step type `--gradient JFB`."
+ONE_STEP = "For a single undamped step use `gradient=JFB()`."
 
 
 def unroll(f: FixedPointMap, z: State, steps: int) -> State:
@@ -23,7 +23,7 @@ def unroll(f: FixedPointMap, z: State, steps: int) -> State:
 class GradientStrategy(Configured, Callback, ABC):
     """How an equilibrium is differentiated. A strategy of your own implements `attach` and nothing else.
 
-    It is a Lightning callback so that checkpoints carry its schedule and `--gradient` selects it, but the callback
+    It is a Lightning callback so that checkpoints carry its schedule and a trainer can be given one, but the callback
     hooks only move the schedule: the mathematics is in `fixed_point` and `attach`, which are not hooks. Without a
     trainer set `model.gradient = UPG(k=5)`; with a schedule, also count `model.gradient.step += 1` after every
     optimizer step.
@@ -38,8 +38,8 @@ class GradientStrategy(Configured, Callback, ABC):
     """
 
     def __init__(self, pretrain_steps: int = 0, unroll_steps: int = 10) -> None:
-        check_at_least(0, pretrain_steps=pretrain_steps)
-        check_at_least(1, unroll_steps=unroll_steps)
+        at_least(0, pretrain_steps=pretrain_steps)
+        at_least(1, unroll_steps=unroll_steps)
         self.pretrain_steps = pretrain_steps
         self.unroll_steps = unroll_steps
         self.step = 0

@@ -65,8 +65,7 @@ class Implicit(GradientStrategy):
         if inverse is None:
             name = type(solver).__name__
             raise CombinationError(
-                f"`reuse_inverse` needs `Broyden` as the model's solver, got `{name}`. Type `--model.net.solver "
-                "Broyden`."
+                f"`reuse_inverse` needs `Broyden` as the model's solver, got `{name}`. Set `net.solver=Broyden()`."
             )
         return attach_adjoint(f, solution.z, self._adjoint(inverse)), solution
 

@@ -70,8 +70,8 @@ class Network(nn.Module, ABC):
         processes all must come to the same parameters.
 
         Args:
-            equilibria: those of the step, detached: their maps already have the new parameters, where they keep no
-                frozen ones.
+            equilibria: those of the step, detached: their maps already have the new parameters, except for weights that
+                were computed once for the solve.
         """
         del equilibria
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from deq_lightning.configured import check_at_least, check_damping
+from deq_lightning.configured import NO_DAMPING, at_least, within
 from deq_lightning.solvers.algebra import NO_HISTORY, combination, inner_products
 from deq_lightning.solvers.base import Advance, Solver
 
@@ -45,11 +45,11 @@ class Anderson(Solver):
         eval_max_steps: int | None = None,
     ) -> None:
         super().__init__(max_steps, rtol, atol, check_every, eval_max_steps)
-        check_at_least(1, NO_HISTORY, history=history)
+        at_least(1, NO_HISTORY, history=history)
         self.history = history
-        check_damping(damping)
+        within("(0, 1]", NO_DAMPING, damping=damping)
         self.damping = damping
-        check_at_least(0, ridge=ridge)
+        at_least(0, ridge=ridge)
         self.ridge = ridge
 
     def start(self, z: Tensor) -> Advance:

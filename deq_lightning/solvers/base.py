@@ -8,7 +8,7 @@ from typing import Any, Protocol, final
 import torch
 from torch import Tensor
 
-from deq_lightning.configured import Configured, check_at_least
+from deq_lightning.configured import Configured, at_least
 from deq_lightning.solvers.best_iterate import BestIterate
 from deq_lightning.solvers.solution import FixedPointMap, Solution
 from deq_lightning.state import State, pack, parts, shapes, unpack
@@ -58,10 +58,10 @@ class Solver(Configured, ABC):
         check_every: int = 4,
         eval_max_steps: int | None = None,
     ) -> None:
-        check_at_least(1, max_steps=max_steps, check_every=check_every)
+        at_least(1, max_steps=max_steps, check_every=check_every)
         if eval_max_steps is not None:
-            check_at_least(1, "Leave it out for the budget of training.", eval_max_steps=eval_max_steps)
-        check_at_least(0, rtol=rtol, atol=atol)
+            at_least(1, "Leave it out for the budget of training.", eval_max_steps=eval_max_steps)
+        at_least(0, rtol=rtol, atol=atol)
         self.max_steps = max_steps
         self.rtol = rtol
         self.atol = atol

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from deq_lightning.configured import check_damping
+from deq_lightning.configured import NO_DAMPING, within
 from deq_lightning.solvers.base import Advance, Solver
 
 
@@ -34,7 +34,7 @@ class FixedPointIteration(Solver):
         eval_max_steps: int | None = None,
     ) -> None:
         super().__init__(max_steps, rtol, atol, check_every, eval_max_steps)
-        check_damping(damping)
+        within("(0, 1]", NO_DAMPING, damping=damping)
         self.damping = damping
 
     def start(self, z: Tensor) -> Advance:

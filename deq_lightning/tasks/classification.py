@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
+from deq_lightning.configured import one_of
 from deq_lightning.models import Equilibrium, Network
 from deq_lightning.samples import IMAGES
 from deq_lightning.tasks.supervised import SupervisedTask
@@ -54,8 +55,7 @@ class ImageClassification(SupervisedTask):
         **options: Any,
     ) -> None:
         super().__init__(net, **options)
-        if criterion not in CRITERIA:
-            raise ValueError(f"`criterion` must be one of {', '.join(CRITERIA)}; got {criterion!r}.")
+        one_of(CRITERIA, criterion=criterion)
         self.criterion_of = CRITERIA[criterion]
         self.evaluate_in_train_mode = evaluate_in_train_mode
         self.measure(acc=MulticlassAccuracy(average="micro"))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from deq_lightning.configured import CombinationError, check_at_least
+from deq_lightning.configured import CombinationError, at_least
 from deq_lightning.models import Equilibrium, Network
 from deq_lightning.models.language.transformer import Memory, Segment
 from deq_lightning.samples import TEXT, UNKNOWN_ID, TextSource
@@ -34,8 +34,8 @@ class LanguageModeling(ImplicitTask):
     Batches have `tokens` and `targets` (streams, length), ids of words and of those that follow them, and `first` where
     the streams begin. What the network remembers of a segment goes with the next batch of the split, and nowhere else:
     training has a memory of its own, which evaluations in the middle of an epoch leave alone, and which checkpoints
-    keep; those in the middle of an epoch are written with `--last_checkpoint.every_n_train_steps N`. Logs `train_loss`
-    (nats per word), `solver_steps` and `solver_residual` every step, and of whole splits `val_loss`, `val_ppl`,
+    keep; a `ModelCheckpoint` with `every_n_train_steps` writes those in the middle of an epoch. Logs `train_loss` (nats
+    per word), `solver_steps` and `solver_residual` every step, and of whole splits `val_loss`, `val_ppl`,
     `test_loss`, `test_ppl`, the perplexity, with the solver's figures there under the same prefixes. `predict`
     continues a text, prints it, and returns a row per word; it never says `<unk>`.
 
@@ -51,14 +51,14 @@ class LanguageModeling(ImplicitTask):
         CombinationError: from `setup`, if the network or the data has no vocabulary, or not the same number of words.
     """
 
-    net: Any  # with a `vocabulary`
+    net: Any  # its `vocabulary` is the embedding with the softmax; that of the data is the list of words
     takes = (TEXT,)
     monitor, mode = "val_ppl", "min"
 
     def __init__(self, net: Network, continue_words: int = 50, temperature: float = 1.0, **options: Any) -> None:
         super().__init__(net, **options)
-        check_at_least(1, continue_words=continue_words)
-        check_at_least(0, temperature=temperature)
+        at_least(1, continue_words=continue_words)
+        at_least(0, temperature=temperature)
         self.continue_words = continue_words
         self.temperature = temperature
         self.val_ppl, self.test_ppl = Perplexity(), Perplexity()

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, PolynomialLR
 
-from deq_lightning.configured import check_at_least
+from deq_lightning.configured import at_least, within
 
 
 class ToEnd(LRScheduler):
@@ -91,9 +91,8 @@ class StepsToEnd(ToEnd, MultiStepLR):
     length = "milestones"
 
     def __init__(self, optimizer: Optimizer, parts: Sequence[float] = (0.5,), gamma: float = 0.1) -> None:
-        if not all(0 < part < 1 for part in parts):
-            raise ValueError(f"`parts` must be in (0, 1), got {list(parts)}.")
         self.parts = list(parts)
+        within("(0, 1)", parts=self.parts)
         super().__init__(optimizer, milestones=[], gamma=gamma)
 
     def end_at(self, steps: int) -> None:
@@ -125,7 +124,7 @@ class WarmupCosineToEnd(ToEnd):
     length = "total_steps"
 
     def __init__(self, optimizer: Optimizer, warmup_steps: int = 0) -> None:
-        check_at_least(0, warmup_steps=warmup_steps)
+        at_least(0, warmup_steps=warmup_steps)
         self.warmup_steps = warmup_steps
         self.total_steps = 1
         super().__init__(optimizer)

@@ -352,7 +352,7 @@ def test_bad_data_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) 
             "--model.net.num_classes",
             "3",
         ): "error: `num_classes` of the network must be 4",
-        ("fit", "--config", "cox2_upg", "--data.fold", "10"): "`fold` must be 0 to 9, got 10.",
+        ("fit", "--config", "cox2_upg", "--data.fold", "10"): "`fold` must be in [0, 9], got 10.",
     }.items():
         with pytest.raises(SystemExit) as exit_:
             main(list(arguments))

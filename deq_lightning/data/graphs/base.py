@@ -90,15 +90,15 @@ class GraphFiles(GraphDataModule):
             return
         if not self.download:
             raise DatasetNotFoundError(
-                f"`{self.name}` was not found under `{self.root}/` (expected `{missing[0]}`). {self._others()}Type "
-                "`--data.download true` to fetch it, or `--data.root PATH` to name the folder that holds it."
+                f"`{self.name}` was not found under `{self.root}/` (expected `{missing[0]}`). {self._others()}Set "
+                "`download=True` to fetch it, or `root=PATH` to name the folder that holds it."
             )
         try:
             self.fetch()
         except Exception as error:  # whatever a download may raise
             raise DatasetNotFoundError(
                 f"`{self.name}` could not be downloaded to `{self.root}/` ({brief(error)}). Check {self.doubtful} and "
-                "type the command again, or type `--data.root PATH` to name the folder that holds it."
+                "try again, or set `root=PATH` to name the folder that holds it."
             ) from error
 
     def _others(self) -> str:

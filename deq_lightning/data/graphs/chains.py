@@ -6,7 +6,8 @@ from torch_geometric import transforms
 from torch_geometric.data import Data
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
 
-from deq_lightning.configured import check_at_least
+from deq_lightning.configured import at_least
+from deq_lightning.data.base import Size, check_sizes, samples_in
 from deq_lightning.data.errors import SplitError
 from deq_lightning.data.graphs.base import OneGraph, mask
 
@@ -24,9 +25,9 @@ class Chains(OneGraph):
         chains_per_class: 1 or more.
         features: of a node.
         noise: features get a number from U(−noise, noise) each, 0 or more.
-        train_size: nodes that train, drawn from all, 1 or more; likewise `val_size` and `test_size`.
-        val_size: nodes that validate.
-        test_size: nodes that test.
+        train_size: nodes that train, drawn from all: their number, 1 or more, or their share, in (0, 1).
+        val_size: nodes that validate, likewise.
+        test_size: nodes that test, likewise.
         seed: fixes the noise and the splits, 0 or more. The published one is 42.
 
     Raises:
@@ -44,17 +45,17 @@ class Chains(OneGraph):
         chains_per_class: int = 20,
         features: int = 100,
         noise: float = 0.0,
-        train_size: int = 20,
-        val_size: int = 100,
-        test_size: int = 200,
+        train_size: Size = 20,
+        val_size: Size = 100,
+        test_size: Size = 200,
         seed: int = 42,
     ) -> None:
         super().__init__(seed)
-        check_at_least(1, length=length, chains_per_class=chains_per_class)
-        check_at_least(1, train_size=train_size, val_size=val_size, test_size=test_size)
-        check_at_least(2, classes=classes)
-        check_at_least(classes, features=features)
-        check_at_least(0, noise=noise)
+        at_least(1, length=length, chains_per_class=chains_per_class)
+        check_sizes(train_size=train_size, val_size=val_size, test_size=test_size)
+        at_least(2, classes=classes)
+        at_least(classes, features=features)
+        at_least(0, noise=noise)
         self.shape = (classes, chains_per_class, length, features)
         self.noise = noise
         self.sizes = (train_size, val_size, test_size)
@@ -64,8 +65,9 @@ class Chains(OneGraph):
         del stage
         classes, chains, length, features = self.shape
         nodes = classes * chains * length
-        if sum(self.sizes) > nodes:
-            sizes = " + ".join(str(size) for size in self.sizes)
+        counts = [samples_in(size, nodes) for size in self.sizes]
+        if sum(counts) > nodes:
+            sizes = " + ".join(map(str, counts))
             raise SplitError(
                 f"`train_size` + `val_size` + `test_size` must be at most {nodes}, the number of nodes, got {sizes}."
             )
@@ -74,7 +76,7 @@ class Chains(OneGraph):
         for label in range(classes):
             x[label, :, 0, label] += 1
         order = draws.permutation(nodes)
-        train, val, test, _ = np.split(order, np.cumsum(self.sizes))
+        train, val, test, _ = np.split(order, np.cumsum(counts))
         graph = Data(
             x=torch.as_tensor(x.reshape(nodes, features), dtype=torch.float32),
             y=torch.arange(classes).repeat_interleave(chains * length),

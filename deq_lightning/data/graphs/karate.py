@@ -3,6 +3,8 @@
 from sklearn.model_selection import train_test_split
 from torch_geometric import datasets, transforms
 
+from deq_lightning.configured import within
+from deq_lightning.data.base import Size, check_sizes, samples_in
 from deq_lightning.data.graphs.base import OneGraph, mask
 
 
@@ -13,7 +15,7 @@ class KarateClub(OneGraph):
     D^(-1/2) (A + I) D^(-1/2).
 
     Args:
-        val_size: of the other 30 members, how many validate; the rest tests. 1 to 29.
+        val_size: of the other 30 members, how many validate, 1 to 29, or what share of them, in (0, 1); the rest tests.
         seed: fixes which, 0 or more.
 
     Raises:
@@ -24,10 +26,10 @@ class KarateClub(OneGraph):
         Kipf and Welling, "Semi-supervised classification with graph convolutional networks", ICLR 2017.
     """
 
-    def __init__(self, val_size: int = 10, seed: int = 0) -> None:
+    def __init__(self, val_size: Size = 10, seed: int = 0) -> None:
         super().__init__(seed)
-        if not 1 <= val_size <= 29:
-            raise ValueError(f"`val_size` must be 1 to 29, got {val_size}.")
+        check_sizes(val_size=val_size)
+        within("[1, 29]", "It is a part of 30 members; the rest tests.", val_size=samples_in(val_size, 30))
         self.val_size = val_size
 
     def setup(self, stage: str | None = None) -> None:
@@ -35,6 +37,6 @@ class KarateClub(OneGraph):
         del stage
         graph = transforms.GCNNorm()(datasets.KarateClub()[0])
         others = (~graph.train_mask).nonzero()[:, 0].numpy()
-        val, test = train_test_split(others, train_size=self.val_size, random_state=self.seed)
+        val, test = train_test_split(others, train_size=samples_in(self.val_size, 30), random_state=self.seed)
         graph.val_mask, graph.test_mask = mask(val, 34), mask(test, 34)
         self._use(graph)

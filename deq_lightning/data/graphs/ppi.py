@@ -10,6 +10,7 @@ from torch import Tensor
 from torch_geometric import datasets, transforms
 from torch_geometric.data import Data, download_url, extract_zip
 
+from deq_lightning.configured import one_of
 from deq_lightning.data.errors import DataError, DatasetNotFoundError, brief
 from deq_lightning.data.graphs.base import GraphFiles, check_graphs
 from deq_lightning.samples import NODE_LABELS
@@ -89,9 +90,7 @@ class PPI(GraphFiles):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, num_workers, seed)
-        if normalization not in get_args(Normalization):
-            known = ", ".join(get_args(Normalization))
-            raise ValueError(f"`normalization` must be one of {known}; got {normalization!r}.")
+        one_of(get_args(Normalization), normalization=normalization)
         self.root = root
         self.download = download
         self.normalization = normalization
@@ -129,7 +128,7 @@ class PPI(GraphFiles):
         except Exception as error:  # whatever reading a damaged file may raise
             raise DatasetNotFoundError(
                 f"the files of `{split}` under `{self.folder}/` are damaged, cut short or not of the same nodes "
-                f"({brief(error)}). Delete `{self.folder}` and type `--data.download true` to fetch it again."
+                f"({brief(error)}). Delete `{self.folder}` and set `download=True` to fetch it again."
             ) from error
         check_graphs(graphs, str(self.folder))
         labels = torch.cat([graph.y for graph in graphs])

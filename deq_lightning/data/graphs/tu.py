@@ -10,7 +10,8 @@ from torch_geometric import datasets, transforms
 from torch_geometric.data import Data, InMemoryDataset
 from torch_geometric.io import read_tu_data
 
-from deq_lightning.configured import check_at_least
+from deq_lightning.configured import at_least, renamed, within
+from deq_lightning.data.base import Size, check_sizes, samples_in
 from deq_lightning.data.errors import DataError, DatasetNotFoundError, SplitError, brief
 from deq_lightning.data.graphs.base import GraphFiles, check_graphs
 from deq_lightning.samples import GRAPHS
@@ -42,6 +43,7 @@ class TUFiles(InMemoryDataset):
         self.data, self.slices = data, slices
 
 
+@renamed(val_fraction="val_size")
 class TUGraphs(GraphFiles):
     """A collection of graphs of TU Dortmund, split into stratified folds: one tests, of the others a part validates.
 
@@ -55,7 +57,8 @@ class TUGraphs(GraphFiles):
         download: whether to fetch what is missing under `root`.
         folds: number of folds, 2 or more.
         fold: which one tests, 0 to `folds` − 1.
-        val_fraction: share of the other folds that validates, in (0, 1), in the proportions of the classes.
+        val_size: graphs of the other folds that validate, in the proportions of the classes: their number, 1 or more,
+            or their share, in (0, 1). As many as there are classes are always taken, and left.
         validate_on_test: whether to train on all of the other folds and select the model on the test fold, as the
             published results were; not for results of your own.
         double_test_edges: whether every edge of the test graphs counts twice beside their loops, as in the published
@@ -84,7 +87,7 @@ class TUGraphs(GraphFiles):
         download: bool = False,
         folds: int = 10,
         fold: int = 0,
-        val_fraction: float = 0.1,
+        val_size: Size = 0.1,
         validate_on_test: bool = False,
         double_test_edges: bool = False,
         batch_size: int = 128,
@@ -93,17 +96,15 @@ class TUGraphs(GraphFiles):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, num_workers, seed)
-        check_at_least(2, folds=folds)
-        if not 0 <= fold < folds:
-            raise ValueError(f"`fold` must be 0 to {folds - 1}, got {fold}.")
-        if not 0 < val_fraction < 1:
-            raise ValueError(f"`val_fraction` must be in (0, 1), got {val_fraction}.")
+        at_least(2, folds=folds)
+        within(f"[0, {folds - 1}]", fold=fold)
+        check_sizes(val_size=val_size)
         self.root = root
         self.name = name
         self.download = download
         self.folds: int = folds
         self.fold = fold
-        self.val_fraction = val_fraction
+        self.val_size = val_size
         self.validate_on_test = validate_on_test
         self.double_test_edges = double_test_edges
 
@@ -152,7 +153,7 @@ class TUGraphs(GraphFiles):
         except Exception as error:  # whatever reading a damaged file may raise
             raise DatasetNotFoundError(
                 f"`{self.name}` under `{self.folder}/` is damaged or cut short ({brief(error)}). Delete "
-                f"`{self.folder}` and type `--data.download true` to fetch it again."
+                f"`{self.folder}` and set `download=True` to fetch it again."
             ) from error
         graphs = [files[i] for i in range(len(files))]
         check_graphs(graphs, str(self.folder))
@@ -176,14 +177,14 @@ class TUGraphs(GraphFiles):
             raise SplitError(
                 f"outside of a fold there must be 2 graphs of every class, to train and to validate; the rarest class "
                 f"of `{self.name}` has {fewest} graphs, and with {self.folds} folds {outside} outside. Leave it out of "
-                "the files, or type more `--data.folds`."
+                "the files, or set more `folds=N`."
             )
         folds = StratifiedKFold(self.folds, shuffle=True, random_state=self.seed)
         rest, test = list(folds.split(labels, labels))[self.fold]
         if self.validate_on_test:
             return rest, test, test
         classes = len(np.unique(labels))
-        size = min(max(classes, round(self.val_fraction * len(rest))), len(rest) - classes)
+        size = min(max(classes, samples_in(self.val_size, len(rest), round)), len(rest) - classes)
         train, val = train_test_split(rest, test_size=size, stratify=labels[rest], random_state=self.seed)
         return train, val, test
 

@@ -1,6 +1,7 @@
 """MNIST, SVHN and CIFAR-10, read through torchvision."""
 
 import copy
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,8 +12,7 @@ from torch import nn
 from torch.utils.data import Dataset, Subset
 from torchvision import datasets, transforms
 
-from deq_lightning.configured import check_at_least
-from deq_lightning.data.base import DataModule
+from deq_lightning.data.base import DataModule, Size, check_sizes, samples_in
 from deq_lightning.data.errors import DatasetNotFoundError, SplitError
 from deq_lightning.data.order import SeededDraws
 from deq_lightning.samples import IMAGES, Samples
@@ -28,8 +28,9 @@ class TorchvisionImages(DataModule):
     Args:
         root: folder that holds the dataset, laid out as torchvision does.
         download: whether to fetch what is missing under `root`.
-        val_size: training images set aside for validation, 10 or more, in the proportions of the classes.
-        train_size: training images used, 10 or more, in the proportions of the classes. None: all that are left.
+        val_size: training images set aside for validation, in the proportions of the classes: their number, 10 or more,
+            or their share, in (0, 1).
+        train_size: training images used, likewise. None: all that are left.
         test_size: test images used, likewise. None: all.
         augmentation: torchvision's random transforms, applied in this order to training images as tensors of values
             in [0, 1], before they are normalised.
@@ -60,9 +61,9 @@ class TorchvisionImages(DataModule):
         self,
         root: str = "data",
         download: bool = False,
-        val_size: int = 5000,
-        train_size: int | None = None,
-        test_size: int | None = None,
+        val_size: Size = 5000,
+        train_size: Size | None = None,
+        test_size: Size | None = None,
         augmentation: list[nn.Module] | None = None,
         augment_test: bool = False,
         validate_on_test: bool = False,
@@ -72,12 +73,7 @@ class TorchvisionImages(DataModule):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, num_workers, seed)
-        check_at_least(
-            CLASSES,
-            val_size=val_size,
-            train_size=CLASSES if train_size is None else train_size,
-            test_size=CLASSES if test_size is None else test_size,
-        )
+        check_sizes(CLASSES, val_size=val_size, train_size=train_size, test_size=test_size)
         self.root = root
         self.download = download
         self.val_size = val_size
@@ -116,31 +112,34 @@ class TorchvisionImages(DataModule):
         if self.validate_on_test:
             self.train_set, self.val_set = self._part(full, self.train_size, augment=True), self.test_set
             return
-        left = len(full) - self.val_size
-        if left < (self.train_size or CLASSES):
-            wanted = f"the {self.train_size} of `train_size`" if self.train_size else str(CLASSES)
+        val_size = samples_in(self.val_size, len(full))
+        train_size = None if self.train_size is None else samples_in(self.train_size, len(full), math.floor)
+        if len(full) - val_size < (train_size or CLASSES):
+            wanted = f"the {train_size} of `train_size`" if train_size else str(CLASSES)
             advice = max(CLASSES, len(full) // 10)
             raise SplitError(
-                f"`val_size` must leave {wanted} of the {len(full)} training images to train on, got {self.val_size}. "
-                f"Type `--data.val_size {advice}`."
+                f"`val_size` must leave {wanted} of the {len(full)} training images to train on, got {val_size}. "
+                f"Set `val_size={advice}`."
             )
         train, val = train_test_split(
             np.arange(len(full)),
-            train_size=self.train_size,
-            test_size=self.val_size,
+            train_size=train_size,
+            test_size=val_size,
             stratify=getattr(full, self.labels),
             random_state=self.seed,
         )
         self.train_set, self.val_set = self._rows(full, train, augment=True), self._rows(full, val, augment=False)
 
-    def _part(self, full: datasets.VisionDataset, size: int | None, augment: bool) -> Dataset[Any]:
+    def _part(self, full: datasets.VisionDataset, size: Size | None, augment: bool) -> Dataset[Any]:
         """Return `size` images in the proportions of the classes, or all of them."""
         rows = np.arange(len(full))
-        if size is not None and size > len(full) - CLASSES:
-            raise SplitError(
-                f"a part of the {len(full)} images must leave out {CLASSES}, got {size}. Leave the size out to use all."
-            )
         if size is not None:
+            size = samples_in(size, len(full), math.floor)
+            if not CLASSES <= size <= len(full) - CLASSES:
+                raise SplitError(
+                    f"a part of the {len(full)} images must have {CLASSES} images and leave out {CLASSES}, got {size}. "
+                    "Leave the size out to use all."
+                )
             labels = getattr(full, self.labels)
             rows, _ = train_test_split(rows, train_size=size, stratify=labels, random_state=self.seed)
         return self._rows(full, rows, augment)
@@ -163,21 +162,21 @@ class TorchvisionImages(DataModule):
 
     def _explain(self, error: Exception, download: bool) -> str:
         name, root = type(self).__name__, Path(self.root)
-        elsewhere = "or `--data.root PATH` to name the folder that holds it."
+        elsewhere = "or `root=PATH` to name the folder that holds it."
         missing = [file for file in self.files if not (root / file).is_file()]
         # One line of it, without the advice that torchvision adds on a flag that is not ours.
         cause = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0].strip(" .:")
         if missing and download:
-            return f"`{name}` could not be downloaded to `{root}/` ({cause}). Type the command again, {elsewhere}"
+            return f"`{name}` could not be downloaded to `{root}/` ({cause}). Try again, {elsewhere}"
         if missing:
             return (
                 f"`{name}` was not found under `{root}/` (expected `{root / missing[0]}`). "
-                f"Type `--data.download true` to fetch it, {elsewhere}"
+                f"Set `download=True` to fetch it, {elsewhere}"
             )
         own = " ".join(dict.fromkeys(f"`{root / Path(file).parts[0]}`" for file in self.files))
         return (
             f"`{name}` under `{root}/` is damaged or cut short ({cause}). "
-            f"Delete {own} and type `--data.download true` to fetch it again, {elsewhere}"
+            f"Delete {own} and set `download=True` to fetch it again, {elsewhere}"
         )
 
 

@@ -11,7 +11,8 @@ from torchvision import datasets
 from torchvision.transforms import v2
 from torchvision.tv_tensors import Image, Mask
 
-from deq_lightning.configured import check_at_least
+from deq_lightning.configured import ascending, at_least
+from deq_lightning.data.base import Size
 from deq_lightning.data.errors import DatasetNotFoundError
 from deq_lightning.data.images.files import MEAN, STD, ImageFiles, read_image
 from deq_lightning.samples import PIXELS, Samples
@@ -68,7 +69,8 @@ class Cityscapes(ImageFiles):
         root: folder that holds `leftImg8bit` and `gtFine`, or the two zip files they come in.
         crop_size: height and width of training images in pixels; smaller images are padded with black and 255.
         scale: lowest and highest height of a training image before the crop, divided by 1024; its width goes along.
-        val_size: training images set aside for validation, as many as there are training cities (18) or more.
+        val_size: training images set aside for validation, their number or share: as many as there are training cities
+            (18) or more.
         options: those of `ImageFiles`.
 
     Raises:
@@ -86,13 +88,13 @@ class Cityscapes(ImageFiles):
         root: str = "data/cityscapes",
         crop_size: tuple[int, int] = (512, 1024),
         scale: tuple[float, float] = (0.5, 2.1),
-        val_size: int = 250,
+        val_size: Size = 250,
         **options: Any,
     ) -> None:
         super().__init__(root, val_size, **options)
-        check_at_least(1, crop_size=min(crop_size))
-        if not 1 / HEIGHT <= scale[0] <= scale[1]:
-            raise ValueError(f"`scale` must be two ascending numbers, 1/{HEIGHT} or more, got {list(scale)}.")
+        at_least(1, crop_size=crop_size)
+        at_least(1 / HEIGHT, "At that scale an image is one pixel high.", scale=scale)
+        ascending(scale=scale)
         self.crop_size = crop_size
         self.scale = scale
 
@@ -134,7 +136,7 @@ class Cityscapes(ImageFiles):
         return DatasetNotFoundError(
             f"`Cityscapes` needs `{root}/leftImg8bit/SPLIT/CITY/*_leftImg8bit.png` and "
             f"`{root}/gtFine/SPLIT/CITY/*_gtFine_labelIds.png` for the splits train and val; {fault}. "
-            "Type `--data.root PATH` to name the folder that holds them, or put leftImg8bit_trainvaltest.zip and "
+            "Set `root=PATH` to name the folder that holds them, or put leftImg8bit_trainvaltest.zip and "
             f"gtFine_trainvaltest.zip from https://www.cityscapes-dataset.com into `{root}/`; they are unpacked when "
             "a folder of a split does not exist."
         )

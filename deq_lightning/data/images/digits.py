@@ -6,12 +6,16 @@ import numpy as np
 import torch
 from torch.utils.data import TensorDataset
 
-from deq_lightning.data.base import DataModule
+from deq_lightning.configured import renamed
+from deq_lightning.data.base import DataModule, Size, check_sizes, samples_in
 from deq_lightning.samples import IMAGES, Samples
 
+CLASSES = 10
+IMAGES_IN_ALL = 1797
 PIXEL_MAX = 16  # load_digits counts the inked pixels of 4x4 blocks
 
 
+@renamed(val_fraction="val_size", test_fraction="test_size")
 class Digits(DataModule):
     """1,797 real handwritten digits of 8x8 pixels, embedded in scikit-learn: nothing to download.
 
@@ -19,8 +23,8 @@ class Digits(DataModule):
     images train, 270 validate and 360 test; every split holds the ten classes in the same proportions.
 
     Args:
-        val_fraction: share of all images that validates, in (0, 1).
-        test_fraction: share of all images that tests, in (0, 1); the rest trains.
+        val_size: images that validate: their number, 10 or more, or their share of all, in (0, 1).
+        test_size: images that test, likewise; the rest trains.
         batch_size: training images per step and device, 1 or more.
         eval_batch_size: images per validation, test or prediction step; by default `batch_size`.
         num_workers: processes that load images; by default 0, because the images are in memory.
@@ -37,29 +41,27 @@ class Digits(DataModule):
 
     def __init__(
         self,
-        val_fraction: float = 0.15,
-        test_fraction: float = 0.2,
+        val_size: Size = 0.15,
+        test_size: Size = 0.2,
         batch_size: int = 128,
         eval_batch_size: int | None = None,
         num_workers: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, num_workers, seed)
-        for name, fraction in {"val_fraction": val_fraction, "test_fraction": test_fraction}.items():
-            if not 0 < fraction < 1:
-                raise ValueError(f"`{name}` must be in (0, 1), got {fraction}.")
-        if not val_fraction + test_fraction < 1:
+        check_sizes(CLASSES, val_size=val_size, test_size=test_size)
+        if samples_in(val_size, IMAGES_IN_ALL) + samples_in(test_size, IMAGES_IN_ALL) > IMAGES_IN_ALL - CLASSES:
             raise ValueError(
-                f"`val_fraction` + `test_fraction` must be below 1, got {val_fraction} + {test_fraction}: "
-                "nothing is left to train on."
+                f"`val_size` + `test_size` must leave {CLASSES} of the {IMAGES_IN_ALL} images to train on, got "
+                f"{val_size} + {test_size}."
             )
-        self.val_fraction = val_fraction
-        self.test_fraction = test_fraction
+        self.val_size = val_size
+        self.test_size = test_size
 
     @property
     def samples(self) -> Samples:
         """What the images are."""
-        return Samples(IMAGES, channels=1, size=(8, 8), classes=10)
+        return Samples(IMAGES, channels=1, size=(8, 8), classes=CLASSES)
 
     def setup(self, stage: str | None = None) -> None:
         """Split and normalise the images, whatever the stage."""
@@ -77,8 +79,12 @@ class Digits(DataModule):
         from sklearn.model_selection import train_test_split
 
         rest, test = train_test_split(
-            np.arange(len(labels)), test_size=self.test_fraction, stratify=labels, random_state=self.seed
+            np.arange(len(labels)), test_size=self.test_size, stratify=labels, random_state=self.seed
         )
-        val_share = self.val_fraction / (1 - self.test_fraction)
-        train, val = train_test_split(rest, test_size=val_share, stratify=labels[rest], random_state=self.seed)
+        val_size = self.val_size
+        if isinstance(val_size, float):  # of all images, but taken from the rest
+            val_size = val_size * len(labels) / len(rest)
+            if isinstance(self.test_size, float):
+                val_size = self.val_size / (1 - self.test_size)
+        train, val = train_test_split(rest, test_size=val_size, stratify=labels[rest], random_state=self.seed)
         return train, val, test

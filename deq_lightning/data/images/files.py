@@ -14,8 +14,8 @@ from torch.utils.data import Subset
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from deq_lightning.configured import check_at_least
-from deq_lightning.data.base import DataModule
+from deq_lightning.configured import at_least
+from deq_lightning.data.base import DataModule, Size, check_sizes, samples_in
 from deq_lightning.data.errors import DatasetNotFoundError, SplitError, brief
 from deq_lightning.data.order import SeededDraws
 
@@ -49,7 +49,7 @@ class ImageFiles(DataModule):
 
     Args:
         root: folder that holds the dataset.
-        val_size: training images set aside for validation.
+        val_size: training images set aside for validation: their number, 1 or more, or their share, in (0, 1).
         batch_size: training images per step and device, 1 or more.
         eval_batch_size: images per validation, test or prediction step; by default `batch_size`.
         num_workers: processes that load images; by default one less than the cores of each device, at least 1.
@@ -70,7 +70,7 @@ class ImageFiles(DataModule):
     def __init__(
         self,
         root: str,
-        val_size: int,
+        val_size: Size,
         batch_size: int = 128,
         eval_batch_size: int | None = None,
         num_workers: int | None = None,
@@ -78,7 +78,8 @@ class ImageFiles(DataModule):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, num_workers, seed)
-        check_at_least(1, val_size=val_size, prefetch_factor=prefetch_factor)
+        check_sizes(val_size=val_size)
+        at_least(1, prefetch_factor=prefetch_factor)
         self.root = root
         self.val_size = val_size
         self.prefetch_factor = prefetch_factor
@@ -121,14 +122,13 @@ class ImageFiles(DataModule):
                 f"each of the {self.groups} under `{self.root}/` must have 2 training images or more, to train and to "
                 f"validate, one has {sizes.min()}. Add images to it or leave it out."
             )
-        if not lowest <= self.val_size <= count - lowest:
+        val_size = samples_in(self.val_size, count)
+        if not lowest <= val_size <= count - lowest:
             raise SplitError(
                 f"`val_size` must be {lowest} to {count - lowest}, because {lowest} {self.groups} share the {count} "
-                f"training images; got {self.val_size}. Type `--data.val_size {max(lowest, count // 25)}`."
+                f"training images; got {val_size}. Set `val_size={max(lowest, count // 25)}`."
             )
-        train, val = train_test_split(
-            np.arange(count), test_size=self.val_size, stratify=groups, random_state=self.seed
-        )
+        train, val = train_test_split(np.arange(count), test_size=val_size, stratify=groups, random_state=self.seed)
         return train.tolist(), val.tolist()
 
     def _loader_options(self) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from torchvision import datasets
 from torchvision.datasets.folder import is_image_file
 from torchvision.transforms import v2
 
-from deq_lightning.configured import check_at_least
+from deq_lightning.configured import above, ascending, at_least, within
+from deq_lightning.data.base import Size
 from deq_lightning.data.errors import DatasetNotFoundError
 from deq_lightning.data.images.files import MEAN, STD, ImageFiles, read_image
 from deq_lightning.samples import IMAGES, Samples
@@ -31,7 +32,7 @@ class ImageNet(ImageFiles):
         crop_area: lowest and highest share of a training image's area in a random crop, in (0, 1].
         crop_aspect: lowest and highest width of a random crop divided by its height. The defaults of both are the
             usual ones; the phantom-gradient models have 0.1 to 1 and 0.8 to 1.25.
-        val_size: training images set aside for validation, as many as there are classes or more.
+        val_size: training images set aside for validation, their number or share: as many as there are classes or more.
         options: those of `ImageFiles`.
 
     Raises:
@@ -49,15 +50,14 @@ class ImageNet(ImageFiles):
         image_size: int = 224,
         crop_area: tuple[float, float] = (0.08, 1.0),
         crop_aspect: tuple[float, float] = (3 / 4, 4 / 3),
-        val_size: int = 10_000,
+        val_size: Size = 10_000,
         **options: Any,
     ) -> None:
         super().__init__(root, val_size, **options)
-        check_at_least(1, image_size=image_size)
-        if not 0 < crop_area[0] <= crop_area[1] <= 1:
-            raise ValueError(f"`crop_area` must be two ascending shares in (0, 1], got {list(crop_area)}.")
-        if not 0 < crop_aspect[0] <= crop_aspect[1]:
-            raise ValueError(f"`crop_aspect` must be two ascending positive numbers, got {list(crop_aspect)}.")
+        at_least(1, image_size=image_size)
+        within("(0, 1]", crop_area=crop_area)
+        above(0, crop_aspect=crop_aspect)
+        ascending(crop_area=crop_area, crop_aspect=crop_aspect)
         self.image_size = image_size
         self.crop_area = crop_area
         self.crop_aspect = crop_aspect
@@ -101,9 +101,9 @@ class ImageNet(ImageFiles):
         unpack = f"from torchvision.datasets import ImageNet; [ImageNet('{root}', one) for one in ('train', 'val')]"
         return DatasetNotFoundError(
             f"`ImageNet` needs images in `{root}/train/CLASS/` and `{root}/val/CLASS/`, of the same classes; {fault}. "
-            "Type `--data.root PATH` to name the folder that holds them, or put ILSVRC2012_img_train.tar, "
+            "Set `root=PATH` to name the folder that holds them, or put ILSVRC2012_img_train.tar, "
             "ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz from https://image-net.org/download into "
-            f'`{root}/` and type `python -c "{unpack}"`, which unpacks `train` and `val` where they do not exist.'
+            f'`{root}/` and run `python -c "{unpack}"`, which unpacks `train` and `val` where they do not exist.'
         )
 
 

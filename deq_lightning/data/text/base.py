@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from deq_lightning.configured import check_at_least
+from deq_lightning.configured import at_least
 from deq_lightning.data.base import Described
 from deq_lightning.data.errors import DataError, SplitError
 from deq_lightning.data.text.streams import StreamBatch, StreamLoader
@@ -62,9 +62,9 @@ class TextDataModule(Described):
         self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         self.segment_length = segment_length
         self.eval_segment_length = segment_length if eval_segment_length is None else eval_segment_length
-        check_at_least(3, vocab_size=3 if vocab_size is None else vocab_size)
-        check_at_least(1, batch_size=self.batch_size, eval_batch_size=self.eval_batch_size)
-        check_at_least(1, segment_length=self.segment_length, eval_segment_length=self.eval_segment_length)
+        at_least(3, vocab_size=3 if vocab_size is None else vocab_size)
+        at_least(1, batch_size=self.batch_size, eval_batch_size=self.eval_batch_size)
+        at_least(1, segment_length=self.segment_length, eval_segment_length=self.eval_segment_length)
         self.prompt = prompt
         self.vocabulary: Vocabulary | None = None
         self.texts: dict[str, np.ndarray] = {}
@@ -110,15 +110,15 @@ class TextDataModule(Described):
                 f"no word of the {split} split of `{type(self).__name__}` is in the vocabulary, which has the words of "
                 "the train split. Are all of one text, and not empty?"
             )
-        flags = ("batch_size", "segment_length") if split == "train" else ("eval_batch_size", "eval_segment_length")
-        streams, length = (getattr(self, flag) for flag in flags)
+        names = ("batch_size", "segment_length") if split == "train" else ("eval_batch_size", "eval_segment_length")
+        streams, length = (getattr(self, name) for name in names)
         words = len(text) // (streams * processes)
         if words <= length:
             together = f"{streams} streams" + (f" on each of {processes} devices" if processes > 1 else "")
-            smaller = f"`--data.{flags[1]} {words - 1}`" if words > 1 else f"a smaller `--data.{flags[0]}`"
+            smaller = f"`{names[1]}={words - 1}`" if words > 1 else f"a smaller `{names[0]}=N`"
             raise SplitError(
                 f"the {len(text)} words of the {split} split make {together} of {words} words, too short for a segment "
-                f"of {length} words and the word after it. Type {smaller}."
+                f"of {length} words and the word after it. Set {smaller}."
             )
 
     @property
@@ -155,7 +155,7 @@ class TextDataModule(Described):
                 raise DataError(
                     f"a run that stopped in the middle of an epoch continues on the same streams: `{name}` was "
                     f"{self._resumed[name]} (over all devices), and is {value}. Set it as it was, or begin a new run "
-                    "from the weights with `--weights PATH`."
+                    "from the checkpoint's weights."
                 )
         return start
 
@@ -173,7 +173,7 @@ class TextDataModule(Described):
             ids += self.vocabulary.encode([self.words(self.prompt)])[:-1].tolist()
             if not any(number >= len(SPECIAL) for number in ids):
                 raise DataError(
-                    f"no word of the prompt {self.prompt!r} is in the vocabulary. Type `--data.prompt` with words of "
+                    f"no word of the prompt {self.prompt!r} is in the vocabulary. Set `prompt=TEXT` with words of "
                     f"{self.source}."
                 )
         tokens = torch.tensor([ids])

@@ -37,7 +37,7 @@ class PythonDocs(TextDataModule):
             the vocabulary is not that of the checkpoint.
     """
 
-    remedy = "Use that version of Python and that `--data.vocab_size`, or train again."
+    remedy = "Use that version of Python and that `vocab_size=N`, or train again."
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ def python_topics() -> dict[str, str]:
     except ImportError as error:
         raise DatasetNotFoundError(
             "`PythonDocs` reads `pydoc_data.topics`, which this Python lacks. Install its whole standard library, or "
-            "type another `--data`."
+            "choose other data, such as `data=WikiText2`."
         ) from error
     return topics
 

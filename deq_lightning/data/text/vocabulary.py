@@ -1,4 +1,7 @@
-"""The words of a text and their ids."""
+"""The data's vocabulary: a list of words and their ids, with no weights in it.
+
+Embedding and softmax are the network's `AdaptiveVocabulary`.
+"""
 
 import hashlib
 from collections import Counter
@@ -16,7 +19,7 @@ END_ID = SPECIAL.index("<eos>")
 
 
 class Vocabulary:
-    """Words and their ids: `<unk>` is `UNKNOWN_ID`, `<eos>` is 1, then the others, the most frequent first.
+    """The word list of a text: `<unk>` is `UNKNOWN_ID`, `<eos>` is 1, then the others, the most frequent first.
 
     Args:
         words: by id.
@@ -39,7 +42,7 @@ class Vocabulary:
         if size is not None and size > largest:
             raise DataError(
                 f"`vocab_size` must be at most {largest}, the words of the train split, got {size}. "
-                f"Type `--data.vocab_size {largest} --model.net.vocab_size {largest}`."
+                f"Set `vocab_size={largest}`, and `net.vocab_size={largest}` where that is given."
             )
         return cls([*SPECIAL, *others][:size])
 

@@ -48,7 +48,7 @@ class WikiText(TextDataModule):
     """
 
     archive: ClassVar[str]
-    remedy = "Type `--data.root PATH` and `--data.vocab_size` as they were, or train again."
+    remedy = "Set `root=PATH` and `vocab_size=N` as they were, or train again."
 
     def __init__(
         self,
@@ -82,8 +82,8 @@ class WikiText(TextDataModule):
             raise DatasetNotFoundError(f"the text under `{self.root}/` is damaged ({error}). {self._obtain}") from error
         except OSError as error:
             raise DataError(
-                f"the ids of the words cannot be written to `{folder.parent}/` ({error.strerror}). Make room, or type "
-                "`--data.root PATH` to name a copy of the text where you may write."
+                f"the ids of the words cannot be written to `{folder.parent}/` ({error.strerror}). Make room, or set "
+                "`root=PATH` to name a copy of the text where you may write."
             ) from error
 
     def load(self) -> tuple[Vocabulary, dict[str, np.ndarray]]:
@@ -95,9 +95,7 @@ class WikiText(TextDataModule):
             words = json.loads((folder / "vocabulary.json").read_text(encoding="utf-8"))
             return Vocabulary(words), {split: np.load(folder / f"{split}.npy", mmap_mode="r") for split in FILES}
         except (OSError, ValueError, EOFError) as error:
-            raise DatasetNotFoundError(
-                f"`{folder}` is damaged ({error}). Delete it and type the command again."
-            ) from error
+            raise DatasetNotFoundError(f"`{folder}` is damaged ({error}). Delete it and try again.") from error
 
     def words(self, text: str) -> list[str]:
         """Return what stands between spaces."""
@@ -125,7 +123,7 @@ class WikiText(TextDataModule):
 
     @property
     def _obtain(self) -> str:
-        return f"Unpack {self.archive}, or type `--data.root PATH` to name the folder that holds the files."
+        return f"Unpack {self.archive}, or set `root=PATH` to name the folder that holds the files."
 
     def encoded(self, files: dict[str, Path]) -> Path:
         """Return the folder of the ids, whose name changes with the text and `vocab_size`."""

@@ -1,12 +1,12 @@
 """Fixed point networks, the convolutional image classifiers of the JFB paper."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from deq_lightning.configured import check_at_least
+from deq_lightning.configured import LEAVE_OUT, at_least, one_of, within
 from deq_lightning.models.base import CellMap, Equilibrium, ImplicitModel
 from deq_lightning.models.fpn.layers import LATENT_NORMS, NETWORKS
 from deq_lightning.models.layers.projections import average_over_processes
@@ -71,17 +71,16 @@ class FPN(ImplicitModel):
         solver: Solver | None = None,
     ) -> None:
         super().__init__(solver or FixedPointIteration(max_steps=50))
-        check_known("network", network, NETWORKS)
-        check_known("latent_norm", latent_norm, LATENT_NORMS)
+        one_of(NETWORKS, LEAVE_OUT, network=network)
+        one_of(LATENT_NORMS, LEAVE_OUT, latent_norm=latent_norm)
         published, norm = NETWORKS[network], LATENT_NORMS[latent_norm]
-        in_channels = at_least(1, "in_channels", in_channels, published.in_channels)
-        image_size = at_least(3, "image_size", image_size, published.image_size)
-        channels = at_least(4, "channels", channels, published.channels)
-        latent_blocks = at_least(1, "latent_blocks", latent_blocks, published.latent_blocks)
-        num_classes = at_least(1, "num_classes", num_classes, 10)
+        in_channels = usual(published.in_channels, 1, in_channels=in_channels)
+        image_size = usual(published.image_size, 3, image_size=image_size)
+        channels = usual(published.channels, 4, channels=channels)
+        latent_blocks = usual(published.latent_blocks, 1, latent_blocks=latent_blocks)
+        num_classes = usual(10, 1, num_classes=num_classes)
         self.gamma = published.gamma if gamma is None else gamma
-        if not 0 < self.gamma < 1:
-            raise ValueError(f"`gamma` must be in (0, 1), got {gamma}. Leave it out for the usual {published.gamma}.")
+        within("(0, 1)", f"Leave it out for the usual {published.gamma}.", gamma=self.gamma)
         self.gamma_on_state = published.gamma_on_state
         self.lipschitz_rescale = lipschitz_rescale
         self.encoder = published.encoder(in_channels, channels)
@@ -122,15 +121,10 @@ class FPN(ImplicitModel):
         return change.norm(dim=1).mean() / noise.norm(dim=1).mean()
 
 
-def check_known(name: str, key: str, known: Iterable[str]) -> None:
-    """Raise a ValueError if the key is not one of those known."""
-    if key not in known:
-        raise ValueError(f"`{name}` must be one of {', '.join(known)}; got {key!r}. Leave it out for the default.")
-
-
-def at_least(minimum: int, name: str, value: int | None, default: int) -> int:
-    """Return the value, or the default for None; raise a ValueError if it is below the minimum."""
+def usual(default: int, minimum: int, **argument: int | None) -> int:
+    """Return the value of the one argument, or the default for None; raise a ValueError if it is below the minimum."""
+    ((name, value),) = argument.items()
     if value is None:
         return default
-    check_at_least(minimum, f"Leave it out for the usual {default}.", **{name: value})
+    at_least(minimum, f"Leave it out for the usual {default}.", **{name: value})
     return value

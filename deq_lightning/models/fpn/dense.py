@@ -9,9 +9,8 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deq_lightning.configured import check_at_least
+from deq_lightning.configured import LEAVE_OUT, at_least, one_of
 from deq_lightning.models.base import Equilibrium, ImplicitModel
-from deq_lightning.models.fpn.convolutional import check_known
 from deq_lightning.models.fpn.layers import conv3x3, lrelu, resnet_block
 from deq_lightning.models.layers.projections import clamp_singular_values_
 from deq_lightning.solvers import FixedPointIteration, Solver
@@ -151,7 +150,7 @@ class DenseFPN(ImplicitModel):
     After every optimizer step the singular values of all linear layers are bounded, so that the latent map contracts by
     a factor of 0.9 or 0.99 and every solver reaches its one equilibrium. (The paper bounds them before every forward
     pass, in evaluation too; where the bound has been reached that is the same.) The explicit counterpart is
-    `--gradient Unrolled --gradient.unroll_steps 1`.
+    `gradient=Unrolled(unroll_steps=1)`.
 
     Args:
         network: which published one: `mnist_fc` (84,310 parameters, "84K"), `mnist_conv` (84,182, "84K"), `svhn`
@@ -182,8 +181,8 @@ class DenseFPN(ImplicitModel):
         solver: Solver | None = None,
     ) -> None:
         super().__init__(solver or FixedPointIteration(max_steps=500))
-        check_known("network", network, NETWORKS)
-        check_at_least(1, num_classes=num_classes)
+        one_of(NETWORKS, LEAVE_OUT, network=network)
+        at_least(1, num_classes=num_classes)
         self.network = network
         latent = self.published.latent
         if network == "cifar10" and num_classes > latent:

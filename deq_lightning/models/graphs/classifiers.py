@@ -7,7 +7,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deq_lightning.configured import check_at_least
+from deq_lightning.configured import at_least, within
 from deq_lightning.models.graphs.adjacency import GraphBatch
 from deq_lightning.models.graphs.layers import IGNN
 
@@ -45,7 +45,7 @@ class IGNNGraphClassifier(IGNN):
         dropout: float = 0.5,
         **options: Any,
     ) -> None:
-        check_at_least(1, in_features=in_features, num_classes=num_classes, width=width, depth=depth)
+        at_least(1, in_features=in_features, num_classes=num_classes, width=width, depth=depth)
         super().__init__([in_features, *[width] * depth], **options)
         self.num_classes = num_classes
         self.head = nn.Sequential(
@@ -147,13 +147,13 @@ class IGNNSkipNodeClassifier(IGNN):
 
 def checked_dropout(p: float) -> nn.Dropout:
     """Return dropout with probability `p`, in [0, 1)."""
-    if not 0 <= p < 1:
-        raise ValueError(f"`dropout` must be in [0, 1), got {p}.")
+    within("[0, 1)", dropout=p)
     return nn.Dropout(p)
 
 
 def check_widths(in_features: int, widths: Sequence[int], num_classes: int) -> None:
     """Raise a ValueError unless there are layers, and all are 1 or more wide."""
-    check_at_least(1, in_features=in_features, num_classes=num_classes)
-    if not widths or min(widths) < 1:
-        raise ValueError(f"`widths` must be one number or more, each 1 or more, got {list(widths)}.")
+    at_least(1, in_features=in_features, num_classes=num_classes)
+    if not widths:
+        raise ValueError("`widths` must have one entry or more, got []. Each is a layer.")
+    at_least(1, widths=list(widths))

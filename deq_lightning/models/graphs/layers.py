@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deq_lightning.configured import check_at_least
+from deq_lightning.configured import above, at_least, within
 from deq_lightning.models.base import Equilibrium, ImplicitModel, Network
 from deq_lightning.models.graphs.adjacency import Adjacency, GraphBatch, graph_batch
 from deq_lightning.models.layers.projections import project_rows_to_l1_ball_
@@ -67,11 +67,9 @@ class ImplicitGraphLayer(ImplicitModel):
         solver: Solver | None = None,
     ) -> None:
         super().__init__(solver or FixedPointIteration(max_steps=300, rtol=1e-5))
-        check_at_least(1, in_features=in_features, width=width)
-        if not 0 < kappa < 1:
-            raise ValueError(f"`kappa` must be in (0, 1), got {kappa}.")
-        if not perron > 0:
-            raise ValueError(f"`perron` must be above 0, got {perron}.")
+        at_least(1, in_features=in_features, width=width)
+        within("(0, 1)", kappa=kappa)
+        above(0, perron=perron)
         self.radius = kappa / perron
         self.weight = nn.Parameter(torch.empty(width, width))
         self.omega1 = nn.Parameter(torch.empty(width, in_features))

@@ -1,4 +1,7 @@
-"""Words in and out: the tied adaptive embedding and softmax of language models."""
+"""The network's vocabulary: tied adaptive embedding and softmax, with no words in it.
+
+The words themselves are a `Vocabulary` of the data module.
+"""
 
 import math
 from collections.abc import Sequence
@@ -8,11 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deq_lightning.configured import check_at_least
+from deq_lightning.configured import above, at_least
 
 
 class AdaptiveVocabulary(nn.Module):
     r"""Tied adaptive input embedding and adaptive softmax: the rarer a cluster of words, the narrower its vectors.
+
+    Holds weights by word id; which word has which id is known to the data module's `Vocabulary` alone.
 
     Cluster i holds the words from ``cutoffs[i − 1]`` to ``cutoffs[i]`` and has a table :math:`E_i` of width / div_val^i
     columns, an input projection :math:`P_i` and biases. The head of the softmax predicts the words of the first cluster
@@ -54,12 +59,12 @@ class AdaptiveVocabulary(nn.Module):
         embedding_scale: float | None = None,
     ) -> None:
         super().__init__()
-        check_at_least(1, vocab_size=vocab_size, width=width, div_val=div_val)
+        at_least(1, vocab_size=vocab_size, width=width, div_val=div_val)
         _check_clusters(vocab_size, width, cutoffs, div_val)
-        if init_std is not None and not init_std > 0:
-            raise ValueError(f"`init_std` must be above 0, got {init_std}. For one that fits the width type null.")
-        if embedding_scale is not None and not embedding_scale > 0:
-            raise ValueError(f"`embedding_scale` must be above 0, got {embedding_scale}. For √width type null.")
+        if init_std is not None:
+            above(0, "For one that fits the width pass `net.init_std=None`.", init_std=init_std)
+        if embedding_scale is not None:
+            above(0, "For √width pass `net.embedding_scale=None`.", embedding_scale=embedding_scale)
         self.embedding_scale = math.sqrt(width) if embedding_scale is None else embedding_scale
         self.vocab_size = vocab_size
         self.width = width

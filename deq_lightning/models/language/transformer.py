@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deq_lightning.configured import check_at_least
+from deq_lightning.configured import at_least, one_of, within
 from deq_lightning.models.base import Equilibrium, ImplicitModel
 from deq_lightning.models.language.adaptive import AdaptiveVocabulary, normal_
 from deq_lightning.models.language.attention import AttentionInjection, RelativeAttention
@@ -107,7 +107,9 @@ class DEQTransformer(ImplicitModel):
     ) -> None:
         super().__init__(solver)
         _check_sizes(width, heads, inner_width, memory_length)
-        _check_choices(norm, attention_dropout, output_dropout)
+        one_of(get_args(Norm), norm=norm)
+        one_of(get_args(OutputDropout), output_dropout=output_dropout)
+        within("[0, 1)", attention_dropout=attention_dropout)
         self.vocab_size = vocab_size
         self.width = width
         self.memory_length = memory_length
@@ -194,17 +196,9 @@ def normalised(x: Tensor) -> Tensor:
 
 
 def _check_sizes(width: int, heads: int, inner_width: int, memory_length: int) -> None:
-    check_at_least(1, width=width, heads=heads, inner_width=inner_width)
-    check_at_least(0, memory_length=memory_length)
+    at_least(1, width=width, heads=heads, inner_width=inner_width)
+    at_least(0, memory_length=memory_length)
     if width % heads:
         raise ValueError(f"`heads` must divide `width`, got {heads} for {width}.")
     if width % 2:
         raise ValueError(f"`width` must be even, one half for sines and one for cosines of positions, got {width}.")
-
-
-def _check_choices(norm: str, attention_dropout: float, output_dropout: str) -> None:
-    for name, value, choices in (("norm", norm, Norm), ("output_dropout", output_dropout, OutputDropout)):
-        if value not in get_args(choices):
-            raise ValueError(f"`{name}` must be one of {', '.join(get_args(choices))}; got {value!r}.")
-    if not 0 <= attention_dropout < 1:
-        raise ValueError(f"`attention_dropout` must be in [0, 1), got {attention_dropout}.")

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deq_lightning.configured import within
+
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -66,8 +68,7 @@ class VariationalDropout(Freezable):
 
     def __init__(self, p: float = 0.0, shared: Sequence[int] = ()) -> None:
         super().__init__()
-        if not 0 <= p < 1:
-            raise ValueError(f"`dropout` must be in [0, 1), got {p}.")
+        within("[0, 1)", dropout=p)
         self.p = p
         self.shared = tuple(shared)
         self.keeps_mask = False

@@ -11,7 +11,7 @@ from deq_lightning.models.layers.frozen import VariationalDropout, WeightNormCon
 from deq_lightning.models.layers.norms import GroupNorm
 
 States = tuple[Tensor, ...]
-WeightNorm = Literal["blocks", "blocks_and_post", "all"]
+WeightNormScope = Literal["blocks", "blocks_and_post", "all"]  # which convolutions have it
 
 
 class MultiscaleCell(nn.Module):
@@ -35,7 +35,7 @@ class MultiscaleCell(nn.Module):
         groups: int,
         dropout: float,
         post_affine: bool,
-        weight_norm: WeightNorm,
+        weight_norm: WeightNormScope,
     ) -> None:
         super().__init__()
         self.channels = tuple(channels)

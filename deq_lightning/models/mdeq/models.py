@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deq_lightning.configured import one_of
 from deq_lightning.models.base import ImplicitModel
 from deq_lightning.models.layers.frozen import WeightNormConv2d
-from deq_lightning.models.mdeq.cell import Head, MultiscaleCell, States, WeightNorm, conv_norm_relu, make_stem
+from deq_lightning.models.mdeq.cell import Head, MultiscaleCell, States, WeightNormScope, conv_norm_relu, make_stem
 from deq_lightning.solvers import Broyden, Solver
 
 
@@ -41,7 +42,7 @@ class Multiscale(ImplicitModel):
         downsample: int,
         dropout: float,
         post_affine: bool,
-        weight_norm: WeightNorm,
+        weight_norm: WeightNormScope,
         solver: Solver | None,
     ) -> None:
         super().__init__(solver or Broyden())
@@ -136,7 +137,7 @@ class MDEQ(Multiscale):
         init_std: float | None = 0.01,
         solver: Solver | None = None,
         post_affine: bool = True,
-        weight_norm: WeightNorm = "blocks_and_post",
+        weight_norm: WeightNormScope = "blocks_and_post",
     ) -> None:
         if len(head_channels) != len(channels):
             raise ValueError(
@@ -198,7 +199,7 @@ class MDEQSegmentation(Multiscale):
         init_std: float | None = 0.01,
         solver: Solver | None = None,
         post_affine: bool = True,
-        weight_norm: WeightNorm = "blocks_and_post",
+        weight_norm: WeightNormScope = "blocks_and_post",
     ) -> None:
         super().__init__(
             in_channels, channels, expansion, groups, downsample, dropout, post_affine, weight_norm, solver
@@ -223,7 +224,5 @@ def _check_sizes(channels: Sequence[int], groups: int, downsample: int, weight_n
         raise ValueError(
             f"`groups` must be even and divide every entry of `channels`, got {groups} for {list(channels)}."
         )
-    if downsample not in (0, 1, 2):
-        raise ValueError(f"`downsample` must be 0, 1 or 2, got {downsample}.")
-    if weight_norm not in get_args(WeightNorm):
-        raise ValueError(f"`weight_norm` must be one of {', '.join(get_args(WeightNorm))}; got {weight_norm!r}.")
+    one_of((0, 1, 2), downsample=downsample)
+    one_of(get_args(WeightNormScope), weight_norm=weight_norm)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from deq_lightning.configured import check_at_least
+from deq_lightning.configured import at_least
 from deq_lightning.models.monotone.operators import MonotoneConvolution, MonotoneLinear, Tiers
 from deq_lightning.models.monotone.splitting import MonotoneModel, Splitting, interior_relu
 from deq_lightning.solvers import Solver
@@ -49,7 +49,7 @@ class MON(MonotoneModel):
         alpha: float = 1.0,
         solver: Solver | None = None,
     ) -> None:
-        check_at_least(1, in_features=in_features, num_classes=num_classes, width=width)
+        at_least(1, in_features=in_features, num_classes=num_classes, width=width)
         super().__init__(
             nn.Sequential(nn.Flatten(), nn.Linear(in_features, width)),
             MonotoneLinear(width, monotonicity),
@@ -110,8 +110,8 @@ class MONConv(MonotoneModel):
         alpha: float = 1.0,
         solver: Solver | None = None,
     ) -> None:
-        check_at_least(1, in_channels=in_channels, num_classes=num_classes, channels=channels)
-        check_at_least(2, image_size=image_size)
+        at_least(1, in_channels=in_channels, num_classes=num_classes, channels=channels)
+        at_least(2, image_size=image_size)
         size = image_size + 2
         features = channels * (size // 4) ** 2
         super().__init__(
@@ -173,7 +173,7 @@ class MONMultiTier(MonotoneModel):
         solver: Solver | None = None,
     ) -> None:
         fewest = min(channels, default=0)
-        check_at_least(1, in_channels=in_channels, num_classes=num_classes, channels=fewest, image_size=image_size)
+        at_least(1, in_channels=in_channels, num_classes=num_classes, channels=fewest, image_size=image_size)
         halvings = len(channels) - 1
         if image_size % 2**halvings:
             raise ValueError(

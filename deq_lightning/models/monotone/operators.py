@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deq_lightning.configured import above
 from deq_lightning.models.monotone.circulant import (
     adjoint,
     circular,
@@ -42,8 +43,7 @@ class MonotoneOperator(nn.Module, ABC):
 
     def __init__(self, monotonicity: float) -> None:
         super().__init__()
-        if not monotonicity > 0:
-            raise ValueError(f"`monotonicity` must be above 0, got {monotonicity}.")
+        above(0, monotonicity=monotonicity)
         self.monotonicity = monotonicity
 
     @abstractmethod

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deq_lightning.configured import above, one_of
 from deq_lightning.models.base import ImplicitModel
 from deq_lightning.models.layers.frozen import Freezable
 from deq_lightning.models.monotone.operators import MonotoneMap, MonotoneOperator, Tiers
@@ -53,10 +54,8 @@ class MonotoneModel(ImplicitModel, Freezable):
         solver: Solver | None,
     ) -> None:
         super().__init__(solver or FixedPointIteration(max_steps=300))
-        if splitting not in get_args(Splitting):
-            raise ValueError(f"`splitting` must be one of {', '.join(get_args(Splitting))}; got {splitting!r}.")
-        if not alpha > 0:
-            raise ValueError(f"`alpha` must be above 0, got {alpha}.")
+        one_of(get_args(Splitting), splitting=splitting)
+        above(0, alpha=alpha)
         self.splitting = splitting
         self.register_buffer("alpha", torch.tensor(float(alpha)))
         self.lift = lift

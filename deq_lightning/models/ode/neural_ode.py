@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchdiffeq import odeint_adjoint
 
-from deq_lightning.configured import RunError, check_at_least
+from deq_lightning.configured import RunError, above, at_least
 from deq_lightning.models.base import Equilibrium, Network
 
 
@@ -82,16 +82,15 @@ class Counted(nn.Module):
         # torchdiffeq's own assertions say neither which setting is meant nor, from a backward pass, whose they are.
         if self.steps == self.max_steps:
             raise IntegrationError(
-                f"the Neural ODE was given up at t = {t.item():.3g}, after {self.max_steps} steps. Type a larger "
-                "`--model.net.max_steps`, larger `--model.net.rtol` and `--model.net.atol`, or, for dynamics that stay "
-                "simpler, `--model.optimizer.weight_decay 1e-4`."
+                f"the Neural ODE was given up at t = {t.item():.3g}, after {self.max_steps} steps. Raise "
+                "`net.max_steps`, loosen `net.rtol` and `net.atol`, or, for dynamics that stay simpler, set "
+                "`optimizer.weight_decay=1e-4`."
             )
         parts = h if isinstance(h, tuple) else (h,)  # backwards: the state, its adjoint, the parameters' gradients
         if t + dt == t or not torch.stack([part.isfinite().all() for part in parts]).all():
             raise IntegrationError(
                 f"the Neural ODE was given up at t = {t.item():.3g}: values are not finite, or the dynamics too fast. "
-                "Type a lower `--model.optimizer.lr`, `--model.optimizer.weight_decay 1e-4`, or larger "
-                "`--model.net.rtol` and `--model.net.atol`."
+                "Lower `optimizer.lr`, loosen `net.rtol` and `net.atol`, or set `optimizer.weight_decay=1e-4`."
             )
         self.steps += 1
 
@@ -150,12 +149,10 @@ class NeuralODE(Network):
         max_steps: int = 1000,
     ) -> None:
         super().__init__()
-        check_at_least(1, in_channels=in_channels, image_size=image_size, num_classes=num_classes, width=width)
-        check_at_least(0, "0 is the plain Neural ODE.", augment_channels=augment_channels)
-        check_at_least(1, "Leave it out for the usual 1000.", max_steps=max_steps)
-        for name, tolerance in {"rtol": rtol, "atol": atol}.items():
-            if not tolerance > 0:
-                raise ValueError(f"`{name}` must be above 0, got {tolerance}. Leave it out for the usual 1e-3.")
+        at_least(1, in_channels=in_channels, image_size=image_size, num_classes=num_classes, width=width)
+        at_least(0, "0 is the plain Neural ODE.", augment_channels=augment_channels)
+        at_least(1, "Leave it out for the usual 1000.", max_steps=max_steps)
+        above(0, "Leave it out for the usual 1e-3.", rtol=rtol, atol=atol)
         self.augment_channels = augment_channels
         self.rtol = rtol
         self.atol = atol

@@ -90,8 +90,9 @@ def test_the_folds_are_disjoint_stratified_and_cover_all(root: Path) -> None:
         assert sorted([*train, *val, *test]) == list(range(24))
         assert len(test) == 6 and sum(number % 3 == 0 for number in test) == 2
         assert len(val) == 2 and sum(number % 3 == 0 for number in val) == 1
-    _, val, _ = places(root, val_fraction=1 / 3)
+    _, val, _ = places(root, val_size=1 / 3)
     assert len(val) == 6 and sum(number % 3 == 0 for number in val) == 2
+    assert places(root, val_size=6) == places(root, val_size=1 / 3) == places(root, val_fraction=1 / 3)
 
 
 def test_the_seed_fixes_the_folds(root: Path) -> None:
@@ -184,10 +185,10 @@ def test_a_missing_collection(tmp_path: Path, root: Path) -> None:
     with pytest.raises(DatasetNotFoundError) as error:
         TUGraphs(str(tmp_path / "nowhere"), "COX2").prepare_data()
     assert str(error.value) == (
-        f"`COX2` was not found under `{tmp_path}/nowhere/` (expected `{tmp_path}/nowhere/COX2/raw/COX2_A.txt`). Type "
-        "`--data.download true` to fetch it, or `--data.root PATH` to name the folder that holds it."
+        f"`COX2` was not found under `{tmp_path}/nowhere/` (expected `{tmp_path}/nowhere/COX2/raw/COX2_A.txt`). Set "
+        "`download=True` to fetch it, or `root=PATH` to name the folder that holds it."
     )
-    with pytest.raises(DatasetNotFoundError, match=r"`COX` was not found under .* There is COX2, PPI, PROTEINS\. Type"):
+    with pytest.raises(DatasetNotFoundError, match=r"`COX` was not found under .* There is COX2, PPI, PROTEINS\. Set"):
         TUGraphs(str(root), "COX").prepare_data()
     (root / "COX2/raw/COX2_graph_labels.txt").unlink()
     with pytest.raises(DatasetNotFoundError, match=r"expected `.*COX2_graph_labels\.txt`"):
@@ -254,8 +255,8 @@ def test_numbers_in_place_of_classes(root: Path) -> None:
     ("arguments", "message"),
     [
         ({"folds": 1}, "`folds` must be 2 or more, got 1."),
-        ({"fold": 10}, "`fold` must be 0 to 9, got 10."),
-        ({"val_fraction": 1.0}, r"`val_fraction` must be in \(0, 1\), got 1.0."),
+        ({"fold": 10}, r"`fold` must be in \[0, 9\], got 10."),
+        ({"val_size": 1.0}, r"`val_size` must be in \(0, 1\), got 1.0."),
         ({"batch_size": 0}, "`batch_size` must be 1 or more, got 0."),
     ],
 )
@@ -324,6 +325,11 @@ def test_bad_arguments_of_the_chains(arguments: dict, message: str) -> None:
         Chains(**arguments)
 
 
+def test_shares_of_the_nodes() -> None:
+    shares, counts = chains(train_size=0.05, val_size=0.25, test_size=0.5), chains()
+    assert torch.equal(shares.train_mask, counts.train_mask) and torch.equal(shares.test_mask, counts.test_mask)
+
+
 def test_too_few_nodes() -> None:
     with pytest.raises(SplitError, match=r"must be at most 80, the number of nodes, got 20 \+ 100 \+ 200\."):
         chains(length=2)
@@ -344,8 +350,9 @@ def test_the_karate_club() -> None:
     assert torch.equal(graph.val_mask, ready(KarateClub()).test_set[0].val_mask)
     assert not torch.equal(graph.val_mask, ready(KarateClub(seed=1)).test_set[0].val_mask)
     assert [batch.num_nodes for batch in data.train_dataloader()] == [34]
-    with pytest.raises(ValueError, match=r"`val_size` must be 1 to 29, got 30\."):
+    with pytest.raises(ValueError, match=r"`val_size` must be in \[1, 29\], got 30\."):
         KarateClub(val_size=30)
+    assert torch.equal(graph.val_mask, ready(KarateClub(val_size=1 / 3)).test_set[0].val_mask)
 
 
 # --- PPI ---

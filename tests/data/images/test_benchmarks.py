@@ -150,8 +150,8 @@ def test_missing_files_say_what_to_type(kind: type[TorchvisionImages], tmp_path:
             call()
         assert str(caught.value) == (
             f"`{kind.__name__}` was not found under `{tmp_path}/nowhere/` "
-            f"(expected `{tmp_path}/nowhere/{kind.files[0]}`). Type `--data.download true` to fetch it, "
-            "or `--data.root PATH` to name the folder that holds it."
+            f"(expected `{tmp_path}/nowhere/{kind.files[0]}`). Set `download=True` to fetch it, "
+            "or `root=PATH` to name the folder that holds it."
         )
 
 
@@ -170,8 +170,8 @@ def test_a_truncated_file_says_what_to_delete(kind: type[TorchvisionImages], roo
     top = root / Path(kind.files[0]).parts[0]
     with pytest.raises(DatasetNotFoundError, match=f"`{kind.__name__}` under .* is damaged") as caught:
         kind(root=str(root)).prepare_data()
-    assert f"Delete `{top}`" in str(caught.value) and "`--data.download true`" in str(caught.value)
-    assert "\n" not in str(caught.value) and "download=True" not in str(caught.value)
+    assert f"Delete `{top}`" in str(caught.value) and "`download=True`" in str(caught.value)
+    assert "\n" not in str(caught.value) and "You can use" not in str(caught.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"not an idx file at all"])
@@ -203,8 +203,10 @@ def test_only_prepare_data_downloads(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_bad_sizes_are_refused(root: Path) -> None:
     with pytest.raises(ValueError, match=r"`val_size` must be 10 or more, got 0\."):
         MNIST(val_size=0)
+    with pytest.raises(ValueError, match=r"`train_size` must be in \(0, 1\), got 1\.5"):
+        MNIST(train_size=1.5)
     data = MNIST(root=str(root), val_size=95)
-    with pytest.raises(ValueError, match=r"must leave 10 of the 100 training images .* Type `--data.val_size 10`."):
+    with pytest.raises(ValueError, match=r"must leave 10 of the 100 training images .* Set `val_size=10`."):
         data.setup("fit")
 
 
@@ -263,7 +265,7 @@ def test_published_augmentation_of_test_images_is_said_too(root: Path) -> None:
     ("arguments", "message"),
     [
         ({"train_size": 90}, "`val_size` must leave the 90 of `train_size` of the 100 training images .* got 20"),
-        ({"test_size": 11}, "a part of the 20 images must leave out 10, got 11"),
+        ({"test_size": 11}, "a part of the 20 images must have 10 images and leave out 10, got 11"),
     ],
 )
 def test_parts_that_do_not_fit(arguments: dict[str, int], message: str, root: Path) -> None:

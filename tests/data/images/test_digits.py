@@ -114,14 +114,36 @@ def test_no_workers_by_default_and_persistent_ones_on_request() -> None:
         ({"eval_batch_size": 0}, "`eval_batch_size` must be 1 or more, got 0."),
         ({"num_workers": -1}, "`num_workers` must be 0 or more, got -1."),
         ({"seed": -1}, "`seed` must be 0 or more, got -1."),
-        ({"val_fraction": 0.0}, r"`val_fraction` must be in \(0, 1\), got 0.0."),
-        ({"test_fraction": 1.5}, r"`test_fraction` must be in \(0, 1\), got 1.5."),
-        ({"val_fraction": 0.5, "test_fraction": 0.5}, "must be below 1, got 0.5 . 0.5: nothing is left to train on"),
+        ({"val_size": 0.0}, r"`val_size` must be in \(0, 1\), got 0.0."),
+        ({"test_size": 1.5}, r"`test_size` must be in \(0, 1\), got 1.5."),
+        ({"val_size": 9}, "`val_size` must be 10 or more, got 9. A share is a number in"),
+        ({"val_size": 0.5, "test_size": 0.5}, "must leave 10 of the 1797 images to train on, got 0.5 . 0.5"),
+        ({"val_size": 1000, "test_size": 788}, "must leave 10 of the 1797 images to train on, got 1000 . 788"),
+        ({"val_size": 0.1, "val_fraction": 0.1}, "`val_fraction` is the old name of `val_size`. Leave it out."),
     ],
 )
 def test_bad_arguments_are_refused(arguments: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Digits(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "counts"),
+    [
+        ({"val_size": 100, "test_size": 200}, [1497, 100, 200]),
+        ({"val_size": 0.1, "test_size": 200}, [1417, 180, 200]),
+        ({"val_size": 100, "test_size": 0.2}, [1337, 100, 360]),
+    ],
+)
+def test_sizes_are_numbers_or_shares(sizes: dict[str, float], counts: list[int]) -> None:
+    data = Digits(**sizes)
+    data.setup()
+    assert [len(part) for part in (data.train_set, data.val_set, data.test_set)] == counts
+
+
+def test_old_names_of_the_sizes() -> None:
+    old, new = Digits(val_fraction=0.2, test_fraction=0.3), Digits(val_size=0.2, test_size=0.3)
+    assert (old.val_size, old.test_size) == (new.val_size, new.test_size) == (0.2, 0.3)
 
 
 def test_a_loader_before_setup_says_what_to_call() -> None:

@@ -203,14 +203,14 @@ def test_ids_are_written_all_or_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     whole = (made / "val.npy").read_bytes()
     for damaged in (whole[:-2], whole[:5], b""):
         (made / "val.npy").write_bytes(damaged)
-        with pytest.raises(DatasetNotFoundError, match=r"is damaged \(.*\). Delete it and type the command again."):
+        with pytest.raises(DatasetNotFoundError, match=r"is damaged \(.*\). Delete it and try again."):
             ready(root)
 
 
 def test_ids_that_cannot_be_written(tmp_path: Path) -> None:
     root = write(tmp_path, "a b \n")
     (tmp_path / "encoded").write_text("in the way")
-    with pytest.raises(DataError, match=r"cannot be written to `.*/encoded/` \(.*\). Make room, or type `--data.root"):
+    with pytest.raises(DataError, match=r"cannot be written to `.*/encoded/` \(.*\). Make room, or set `root=PATH"):
         ready(root)
     with pytest.raises(DatasetNotFoundError, match=r"is not prepared. Call `prepare_data\(\)` before `setup\(\)`."):
         WikiText2(root).setup()
@@ -225,7 +225,7 @@ def test_a_missing_text_says_what_is_expected_where(
         kind().prepare_data()
     assert str(caught.value) == (
         f"`{kind.__name__}` was not found under `data/{folder}/` (expected `wiki.train.tokens`, `wiki.valid.tokens`, "
-        f"`wiki.test.tokens`). Unpack https://wikitext.smerity.com/{folder}-v1.zip, or type `--data.root PATH` to name "
+        f"`wiki.test.tokens`). Unpack https://wikitext.smerity.com/{folder}-v1.zip, or set `root=PATH` to name "
         "the folder that holds the files."
     )
 
@@ -238,20 +238,20 @@ def test_texts_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no word of the test split"):
         ready(write(tmp_path, "a b \n", test=""))
     root = write(tmp_path, "a b " * 20 + "\n", "a b " * 5 + "\n", "a " * 7 + "\n")
-    with pytest.raises(DataError, match=r"`vocab_size` must be at most 4, .* got 9. Type `--data.vocab_size 4 --model"):
+    with pytest.raises(DataError, match=r"`vocab_size` must be at most 4, .* got 9. Set `vocab_size=4`"):
         ready(root, vocab_size=9)
     with pytest.raises(
         SplitError, match=r"the 41 words of the train split make 4 streams of 10 words, .* segment of 10 "
     ):
         ready(root, batch_size=4, segment_length=10, eval_segment_length=2)
-    with pytest.raises(SplitError, match=r"Type `--data.eval_segment_length 10`."):
+    with pytest.raises(SplitError, match=r"Set `eval_segment_length=10`."):
         ready(root, batch_size=4, segment_length=9, eval_segment_length=11)
     with pytest.raises(
-        SplitError, match=r"the 11 words of the val split make 4 streams of 2 words, .* `--data.eval_segment_length 1`"
+        SplitError, match=r"the 11 words of the val split make 4 streams of 2 words, .* `eval_segment_length=1`"
     ):
         ready(root, eval_batch_size=4, eval_segment_length=2)
     with pytest.raises(
-        SplitError, match=r"the 11 words of the val split make 8 streams of 1 words, .* a smaller `--data.eval_batch"
+        SplitError, match=r"the 11 words of the val split make 8 streams of 1 words, .* a smaller `eval_batch_size=N"
     ):
         ready(root, eval_batch_size=8)
     fitting = ready(root, batch_size=4, segment_length=9, eval_segment_length=7)
@@ -278,7 +278,7 @@ def test_a_prompt_becomes_one_stream(tmp_path: Path) -> None:
     assert tokens.tolist() == [[1, 3, 0, 2]] and targets.shape == (1, 0) and first
     assert next(iter(ready(root).predict_dataloader())).tokens.tolist() == [[1]]
     for prompt in ("zebra", "", "<unk>"):
-        with pytest.raises(DataError, match=r"no word of the prompt .* is in the vocabulary. Type `--data.prompt`"):
+        with pytest.raises(DataError, match=r"no word of the prompt .* is in the vocabulary. Set `prompt=TEXT`"):
             ready(root, prompt=prompt).predict_dataloader()
     with pytest.raises(RuntimeError, match=r"`WikiText2` is empty. Call `setup"):
         WikiText2(root).train_dataloader()
@@ -290,7 +290,7 @@ def test_another_vocabulary_than_the_checkpoints_is_refused(tmp_path: Path) -> N
     assert json.loads(json.dumps(state)) == state
     ready(str(tmp_path / "one")).check_vocabulary(state)
     with pytest.raises(
-        DataError, match=r"trained with 4 words of WikiText2; here are 4 words of WikiText2. Type `--data.r"
+        DataError, match=r"trained with 4 words of WikiText2; here are 4 words of WikiText2. Set `root=P"
     ):
         other.check_vocabulary(state)
 

@@ -496,11 +496,11 @@ def test_another_activation() -> None:
         (IGNNGraphClassifier, {"dropout": 1.0}, "`dropout` must be in [0, 1), got 1.0."),
         (IGNNGraphClassifier, {"kappa": 1.0}, "`kappa` must be in (0, 1), got 1.0."),
         (IGNNGraphClassifier, {"perron": 0.0}, "`perron` must be above 0, got 0.0."),
-        (IGNNNodeClassifier, {"widths": []}, "`widths` must be one number or more, each 1 or more, got []."),
+        (IGNNNodeClassifier, {"widths": []}, "`widths` must have one entry or more, got []. Each is a layer."),
         (
             IGNNSkipNodeClassifier,
             {"widths": [3, 0]},
-            "`widths` must be one number or more, each 1 or more, got [3, 0].",
+            "`widths` must be 1 or more, got [3, 0].",
         ),
         (IGNNSkipNodeClassifier, {"num_classes": 0}, "`num_classes` must be 1 or more, got 0."),
     ],

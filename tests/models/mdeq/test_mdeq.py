@@ -219,7 +219,7 @@ def test_deepcopy_and_pickle() -> None:
     [
         ({"head_channels": (8,)}, "`head_channels` must have one entry for each"),
         ({"groups": 5}, "`groups` must be even and divide"),
-        ({"downsample": 3}, "`downsample` must be 0, 1 or 2, got 3"),
+        ({"downsample": 3}, "`downsample` must be one of 0, 1, 2; got 3"),
         ({"dropout": 1.0}, r"`dropout` must be in \[0, 1\), got 1.0"),
     ],
 )

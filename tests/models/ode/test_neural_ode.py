@@ -231,7 +231,7 @@ def test_checkpoints_hold_the_parameters_alone() -> None:
 
 def test_a_forward_pass_of_too_many_steps_is_given_up() -> None:
     model = net(rtol=1e-6, atol=1e-6, max_steps=2)
-    with pytest.raises(IntegrationError, match=r"after 2 steps. Type a larger `--model.net.max_steps`"):
+    with pytest.raises(IntegrationError, match=r"after 2 steps. Raise `net.max_steps`"):
         model(images())
     model.dynamics.max_steps = 1000
     model(images())  # the count starts again
@@ -313,7 +313,9 @@ def test_a_task_trains_it(folder: Path) -> None:
     fast.fit(ImageClassification(net(augment_channels=1)), Digits())
     assert fast.callback_metrics["train_loss"].isfinite()
 
-    task = ImageClassification(net(augment_channels=1), lambda parameters: torch.optim.Adam(parameters, lr=1e-2))
+    task = ImageClassification(
+        net(augment_channels=1), optimizer=lambda parameters: torch.optim.Adam(parameters, lr=1e-2)
+    )
     fit = trainer(folder, max_epochs=1)
     fit.fit(task, Digits())
     assert fit.callback_metrics["val_acc"] > 0.7
@@ -363,4 +365,4 @@ def test_a_run_that_cannot_go_on_ends_with_a_line(
     assert "Traceback" not in error
     (line,) = [line for line in error.splitlines() if line.startswith("error: ")]
     assert line.startswith("error: the Neural ODE was given up at t = ")
-    assert "larger `--model.net.max_steps`" in line
+    assert "Raise `--model.net.max_steps`, loosen `--model.net.rtol`" in line
