@@ -42,13 +42,13 @@ def execute(args: Sequence[str], run: bool = True) -> DEQCLI:
             return cross_validate(args[1:], execute)
         return DEQCLI(with_own_config(args) if run else args, run)
     except (UsageError, CombinationError, DataError, MisconfigurationException) as error:
-        print(f"error: {with_flags(str(error))}", file=sys.stderr)
+        print(f"error: {with_flags(error)}", file=sys.stderr)
         raise SystemExit(2) from error
     except DivergenceError as error:
-        say(f"error: {with_flags(str(error))}", file=sys.stderr)
+        say(f"error: {with_flags(error)}", file=sys.stderr)
         raise SystemExit(1) from error
     except RunError as error:
-        print(f"error: {with_flags(str(error))}", file=sys.stderr)  # on any process: it need not be the first one's
+        print(f"error: {with_flags(error)}", file=sys.stderr)  # on any process: it need not be the first one's
         raise SystemExit(1) from error
 
 
