@@ -5,6 +5,7 @@ import gc
 import io
 import pickle
 import weakref
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -504,7 +505,10 @@ def test_19_normalised_weights_follow_their_parameters():
 # --- 20
 
 
-@pytest.mark.parametrize("made", [*SOLVERS, *STRATEGIES, MDEQ, FPN, DEQTransformer, ImageClassification, Digits])
+@pytest.mark.parametrize(
+    "made",
+    [*SOLVERS, *STRATEGIES, MDEQ, FPN, DEQTransformer, partial(ImageClassification, MDEQ(in_channels=1)), Digits],
+)
 def test_20_a_misspelt_argument_is_refused(made):
     """Defect: misspelt options are accepted and ignored."""
     with pytest.raises(TypeError, match="max_stepz"):

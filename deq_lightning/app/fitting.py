@@ -12,7 +12,8 @@ from torch import Tensor
 
 from deq_lightning.app.messages import UsageError
 from deq_lightning.app.names import families
-from deq_lightning.app.translation import in_brief
+from deq_lightning.app.translation import in_brief, with_flags
+from deq_lightning.configured import CombinationError, RunError
 from deq_lightning.data import DataError
 from deq_lightning.estimators.modes import evaluating, solving
 from deq_lightning.samples import IMAGES, Samples
@@ -61,7 +62,7 @@ def refusals() -> Iterator[None]:
     except DataError:
         raise  # of data that is read to see what it is
     except (ValueError, MisconfigurationException) as error:
-        raise UsageError(in_brief(str(error), families())) from error
+        raise UsageError(in_brief(with_flags(error), families())) from error
     except RuntimeError as error:
         if "more than one stateful callback" not in str(error):
             raise
@@ -80,12 +81,13 @@ def check_task(task: ImplicitTask | type[ImplicitTask], samples: Samples, data: 
 
     Raises:
         UsageError: if it does not; names those that do.
+        CombinationError: if it does with other arguments.
     """
     if not task.takes or samples.kind in task.takes:
         return
     own: Any = task if isinstance(task, type) else type(task)
     if samples.kind in own.takes:  # with other arguments
-        raise UsageError(f"`{own.__name__}` takes {samples.kind}, as `{data}` has, {own.takes_others}.")
+        raise CombinationError(f"`{own.__name__}` takes {samples.kind}, as `{data}` has, {own.takes_others}.")
     tasks: list[Any] = families()["model"]
     others = [one.__name__ for one in tasks if samples.kind in one.takes]
     advice = f" Type `--model {others[0]}`, or another `--data`." if others else " Type another `--data`."
@@ -106,6 +108,8 @@ def try_out(task: ImplicitTask, samples: Samples, data: str) -> None:
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad(), evaluating(task), solving(task, **ONE_EVALUATION):
             output = task.net(example)[0]
+    except RunError:
+        return  # the run says that better
     except Exception as error:  # whatever a network raises on what it is not made for
         reason = (str(error).splitlines() or [type(error).__name__])[0].strip(" .")
         raise UsageError(f"`{net}` cannot take {shape} of `{data}`: {reason}. Type another `--model.net`.") from error

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 
 from deq_lightning.app.configs import known_configs
-from deq_lightning.app.messages import suggest
+from deq_lightning.app.messages import UsageError, suggest
 from deq_lightning.data import DataError
 
 
@@ -63,6 +63,7 @@ PARTS = {  # what the library calls them, and the keys of the command line
     "data": "data",
     "gradient": "gradient",
     "trainer": "trainer",
+    "weights": "weights",
 }
 QUOTES = "'\""
 CONSTANTS = {"True": "true", "False": "false", "None": "null"}
@@ -71,8 +72,11 @@ CONSTANTS = {"True": "true", "False": "false", "None": "null"}
 def with_flags(error: str | Exception) -> str:
     """Turn the arguments that an error of the library names, such as `net.in_channels=1`, into flags.
 
-    An argument without a part before it, `root=PATH`, is the data module's where the error is a `DataError`.
+    An argument without a part before it, `root=PATH`, is the data module's where the error is a `DataError`. A
+    `UsageError` is of the command line and stays as it is.
     """
+    if isinstance(error, UsageError):
+        return str(error)
     part = "data" if isinstance(error, DataError) else None
 
     def flag(found: re.Match[str]) -> str:
@@ -84,7 +88,6 @@ def with_flags(error: str | Exception) -> str:
         return found[0]
 
     message = re.sub(r"`([\w.]+)(?:=([^`]+))?`", flag, str(error))
-    message = message.replace("the checkpoint's weights", "the checkpoint's weights (`--weights PATH`)")
     return re.sub(
         r"\b([Ss])et ((?:\w+ ){0,2}`--)", lambda found: f"{'T' if found[1] == 'S' else 't'}ype {found[2]}", message
     )

@@ -16,7 +16,7 @@ from deq_lightning.data import DataError
         (DataError("Set a smaller `batch_size=N`."), "Type a smaller `--data.batch_size N`."),
         (DataError("such as `data=WikiText2`"), "such as `--data WikiText2`"),
         (DataError("`vocab_size` must be 3, `net.vocab_size=4`"), "`vocab_size` must be 3, `--model.net.vocab_size 4`"),
-        (DataError("from the checkpoint's weights."), "from the checkpoint's weights (`--weights PATH`)."),
+        (DataError("from its `weights=PATH`."), "from its `--weights PATH`."),
         (CombinationError("Set `root=PATH`."), "Set `root=PATH`."),
         (CombinationError("Set `net.solver=Broyden()`."), "Type `--model.net.solver Broyden`."),
         ("use `gradient=UPG(k=5, damping=0.5)`", "use `--gradient UPG --gradient.k 5 --gradient.damping 0.5`"),

@@ -155,7 +155,7 @@ class TextDataModule(Described):
                 raise DataError(
                     f"a run that stopped in the middle of an epoch continues on the same streams: `{name}` was "
                     f"{self._resumed[name]} (over all devices), and is {value}. Set it as it was, or begin a new run "
-                    "from the checkpoint's weights."
+                    "from its `weights=PATH`."
                 )
         return start
 
