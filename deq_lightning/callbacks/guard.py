@@ -5,9 +5,10 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
-from deq_lightning.callbacks.watcher import SolutionWatcher
+from deq_lightning.callbacks.reports import reports_of
 from deq_lightning.configured import RunError, at_least, within
 from deq_lightning.solvers import Status
 
@@ -23,7 +24,7 @@ class DivergenceError(RunError):
     """Training has diverged; the message says what was seen, what to change, and where to go back to."""
 
 
-class DivergenceGuard(SolutionWatcher):
+class DivergenceGuard(Callback):
     """Stops training after a run of bad steps: the loss is not finite, or the solver diverges on most samples.
 
     Keeps `healthy.ckpt`, written every `save_every` steps from weights that have just given a finite loss, so that
@@ -48,7 +49,6 @@ class DivergenceGuard(SolutionWatcher):
         save_every: int = 500,
         dirpath: str | None = None,
     ) -> None:
-        super().__init__()
         at_least(1, patience=patience, check_every=check_every, save_every=save_every)
         within("[0, 1)", diverged_share=diverged_share)
         self.patience = patience
@@ -67,14 +67,13 @@ class DivergenceGuard(SolutionWatcher):
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         """Save the weights that have just proved to be good, where it is time."""
-        del pl_module
         step = trainer.global_step
         fast_dev_run = trainer.fast_dev_run  # type: ignore[attr-defined]
         if step % self.save_every or fast_dev_run or not trainer.checkpoint_callbacks:
             return
         if self.saved is not None and self.saved[1] == step:
             return  # a later batch of the same optimizer step
-        if (_worst(trainer, torch.stack([*self._seen(loss), *(self._runs > 0)]).long()) == 0).all():
+        if (_worst(trainer, torch.stack([*self._seen(pl_module, loss), *(self._runs > 0)]).long()) == 0).all():
             path = Path(self.dirpath or trainer.default_root_dir) / "healthy.ckpt"
             trainer.save_checkpoint(path, weights_only=False)  # all of it, not only the weights
             self.saved = path, step
@@ -83,11 +82,11 @@ class DivergenceGuard(SolutionWatcher):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count, and stop where the count says so."""
-        del pl_module, batch
+        del batch
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
         if loss is None:
             return  # the task skipped the batch
-        self._runs = torch.where(self._seen(loss), self._runs + 1, 0)
+        self._runs = torch.where(self._seen(pl_module, loss), self._runs + 1, 0)
         if (batch_idx + 1) % self.check_every and not trainer.is_last_batch:
             return
         runs = dict(zip(CAUSES, _worst(trainer, self._runs).tolist(), strict=True))
@@ -96,9 +95,9 @@ class DivergenceGuard(SolutionWatcher):
             seen = f"stopped at step {trainer.global_step}: {cause} in {runs[cause]} steps in a row."
             raise DivergenceError(f"{seen} {CAUSES[cause]} {self._way_back()}")
 
-    def _seen(self, loss: Tensor) -> Tensor:
+    def _seen(self, task: pl.LightningModule, loss: Tensor) -> Tensor:
         """Return which of the causes this batch shows, (2,)."""
-        diverged = [solution.status == Status.diverged for solution in self.solutions]
+        diverged = [solution.status == Status.diverged for solution in reports_of(task)]
         share = torch.cat(diverged).float().mean() if diverged else torch.zeros_like(loss, dtype=torch.float32)
         return torch.stack([share > self.diverged_share, ~torch.isfinite(loss.detach())])
 

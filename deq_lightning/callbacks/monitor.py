@@ -5,10 +5,11 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from deq_lightning.callbacks.watcher import SolutionWatcher
+from deq_lightning.callbacks.reports import reports_of
 from deq_lightning.configured import at_least
 from deq_lightning.estimators import gradient_audit, spectral_radius
 from deq_lightning.estimators.modes import differentiable, evaluating, solving
@@ -18,7 +19,7 @@ from deq_lightning.state import parts
 from deq_lightning.tasks import ImplicitTask
 
 
-class EquilibriumMonitor(SolutionWatcher):
+class EquilibriumMonitor(Callback):
     """Logs how the equilibrium is solved and differentiated, to whatever logger is on.
 
     Of every batch, beside the means that the task logs: `solver_steps_max` and `solver_converged` (share of samples),
@@ -38,7 +39,6 @@ class EquilibriumMonitor(SolutionWatcher):
     """
 
     def __init__(self, estimate_every: int = 1000, samples: int = 8, estimate_in_evaluation: bool = False) -> None:
-        super().__init__()
         at_least(0, estimate_every=estimate_every)
         at_least(1, samples=samples)
         self.estimate_every = estimate_every
@@ -52,11 +52,11 @@ class EquilibriumMonitor(SolutionWatcher):
     ) -> None:
         """Log the batch, and estimate where it is time."""
         del outputs, batch_idx
-        pl_module.log_dict(self._reports() | _adjoint_reports(pl_module))
+        pl_module.log_dict(_solver_reports(pl_module) | _adjoint_reports(pl_module))
         step = trainer.global_step
         if self.estimate_every and step % self.estimate_every == 0 and step != self._estimated_at:
             self._estimated_at = step
-            self._histogram(trainer, "solver_steps", [solution.steps for solution in self.solutions])
+            self._histogram(trainer, "solver_steps", [solution.steps for solution in reports_of(pl_module)])
             values = {name: value.item() for name, value in self._estimates(trainer, pl_module, batch).items()}
             for logger in trainer.loggers if values else ():  # `log_dict` would repeat them until the next estimate
                 logger.log_metrics(values, step)
@@ -72,11 +72,12 @@ class EquilibriumMonitor(SolutionWatcher):
     ) -> None:
         """Log a batch of the validation or test split."""
         del outputs, dataloader_idx
-        prefix, size = _prefix(trainer), sum(len(solution.steps) for solution in self.solutions)
-        for name, value in self._reports().items():
+        solutions = reports_of(pl_module)
+        prefix, size = _prefix(trainer), sum(len(solution.steps) for solution in solutions)
+        for name, value in _solver_reports(pl_module).items():
             over = "max" if name.endswith("_max") else "mean"
             pl_module.log(prefix + name, value, reduce_fx=over, on_epoch=True, sync_dist=True, batch_size=size)
-        self._steps += [solution.steps for solution in self.solutions]
+        self._steps += [solution.steps for solution in solutions]
         if self.estimate_in_evaluation and batch_idx == 0:
             values = self._estimates(trainer, pl_module, batch)
             named = {prefix + name: value for name, value in values.items()}
@@ -92,13 +93,6 @@ class EquilibriumMonitor(SolutionWatcher):
 
     on_test_epoch_end = on_validation_epoch_end
 
-    def _reports(self) -> dict[str, Tensor]:
-        if not self.solutions:
-            return {}
-        steps = torch.cat([solution.steps for solution in self.solutions]).float()
-        status = torch.cat([solution.status for solution in self.solutions])
-        return {"solver_steps_max": steps.max(), "solver_converged": (status == Status.converged).float().mean()}
-
     def _estimates(self, trainer: pl.Trainer, task: pl.LightningModule, batch: Any) -> dict[str, Tensor]:
         if not isinstance(task, ImplicitTask):
             return {}
@@ -109,7 +103,6 @@ class EquilibriumMonitor(SolutionWatcher):
             trainer.precision_plugin.forward_context(),
         ):
             rows = _estimate(task, _copy(batch, self.samples))
-        self.forget()  # the reports of this very computation
         return {name: torch.stack([row[name] for row in rows]).mean() for name in rows[0]} if rows else {}
 
     def _histogram(self, trainer: pl.Trainer, name: str, steps: Sequence[Tensor]) -> None:
@@ -128,6 +121,16 @@ def _copy(batch: Any, samples: int) -> Any:
 
 def _prefix(trainer: pl.Trainer) -> str:
     return "test_" if trainer.testing else "val_"
+
+
+def _solver_reports(task: pl.LightningModule) -> dict[str, Tensor]:
+    """Return what of the solves of this batch the task does not log, if there were any."""
+    solutions = reports_of(task)
+    if not solutions:
+        return {}
+    steps = torch.cat([solution.steps for solution in solutions]).float()
+    status = torch.cat([solution.status for solution in solutions])
+    return {"solver_steps_max": steps.max(), "solver_converged": (status == Status.converged).float().mean()}
 
 
 def _adjoint_reports(task: pl.LightningModule) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytorch_lightning as pl
@@ -17,10 +18,11 @@ from deq_lightning.estimators import JacobianPenalty
 from deq_lightning.gradients import GradientStrategy
 from deq_lightning.models import Equilibrium, ImplicitModel, Network
 from deq_lightning.samples import Samples, samples_of
+from deq_lightning.solvers import Solution
 from deq_lightning.tasks.hparams import save_plain_hyperparameters
 from deq_lightning.tasks.memory_format import ChannelsLast
 from deq_lightning.tasks.random_state import RandomState
-from deq_lightning.tasks.reports import solver_figures
+from deq_lightning.tasks.reports import solutions_of, solver_figures
 from deq_lightning.tasks.schedules import ToEnd
 
 
@@ -83,6 +85,7 @@ class ImplicitTask(pl.LightningModule, ABC):
         if channels_last:
             self._format.on()
         self._solved: list[Equilibrium] = []
+        self.solutions: list[Solution] = []  # what the solvers reported of the batch logged last, without their `z`
 
     @abstractmethod
     def loss(self, batch: Any) -> tuple[Tensor, list[Equilibrium]]:
@@ -198,7 +201,11 @@ class ImplicitTask(pl.LightningModule, ABC):
     def log_equilibria(
         self, equilibria: Sequence[Equilibrium], batch_size: int | None = None, prefix: str = ""
     ) -> None:
-        """Log the mean `solver_steps` and `solver_residual` over samples and equilibria, where one was solved."""
+        """Log the mean `solver_steps` and `solver_residual` over samples and equilibria, where one was solved.
+
+        The reports stay in `solutions`, where callbacks find them, until the next batch.
+        """
+        self.solutions = [replace(solution, z=()) for solution in solutions_of(equilibria)]
         training = prefix == ""
         values = {prefix + name: value for name, value in solver_figures(equilibria).items()}
         self.log_dict(values, prog_bar=training, on_epoch=not training, sync_dist=not training, batch_size=batch_size)

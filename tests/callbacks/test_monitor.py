@@ -121,13 +121,6 @@ def test_nothing_is_estimated_where_nothing_is_solved(folder: Path) -> None:
     assert "train_loss" in fit.callback_metrics and not ESTIMATES & set(fit.callback_metrics)
 
 
-def test_it_stops_listening(folder: Path) -> None:
-    one, monitor = task(), EquilibriumMonitor()
-    trainer(folder, UPG(), monitor, max_steps=1).fit(one, Digits(batch_size=32))
-    one(torch.zeros(2, 1, 8, 8))
-    assert monitor.solutions == [] and not one.net._forward_hooks
-
-
 @pytest.mark.parametrize("arguments", [{"estimate_every": -1}, {"samples": 0}])
 def test_bad_arguments_are_refused(arguments: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=f"`{next(iter(arguments))}` must be"):

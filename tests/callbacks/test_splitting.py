@@ -125,12 +125,12 @@ def test_where_nothing_is_solved_alpha_stays(folder: Path) -> None:
     assert one.net.alpha == pytest.approx(0.01)
 
 
-def test_the_watchers_do_not_see_the_trials(folder: Path) -> None:
+def test_the_trials_are_not_reported(folder: Path) -> None:
     seen = []
 
     class Guard(DivergenceGuard):
-        def on_train_batch_end(self, *args: object) -> None:
-            seen.append(len(self.solutions))
+        def on_train_batch_end(self, trainer: object, pl_module: ImageClassification, *args: object) -> None:
+            seen.append(len(pl_module.solutions))
 
     for callbacks in ([Guard(), SplittingTuner(0)], [SplittingTuner(0), Guard()]):
         fit(folder, task("forward_backward", alpha=0.1), UPG(), *callbacks, max_steps=2)
