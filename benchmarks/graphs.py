@@ -30,7 +30,7 @@ from torch_geometric.nn.models import GCN as GraphConvolutions
 from torch_geometric.utils import barabasi_albert_graph
 
 from deq_lightning import JFB, UPG, Chains, FixedPointIteration, IGNNNodeClassifier, Implicit, Network
-from deq_lightning.app.cli import main as command_line
+from deq_lightning.cli import main as command_line
 from deq_lightning.gradients import GradientStrategy
 from deq_lightning.models import Equilibrium
 from deq_lightning.solvers import Solver

@@ -32,7 +32,7 @@ from matplotlib.figure import Figure
 from measure import cpu_seconds, interleaved, peak_bytes, ratio, versions
 
 from deq_lightning import NPG, PythonDocs, spectral_radius
-from deq_lightning.app.cli import main as command_line
+from deq_lightning.cli import main as command_line
 from deq_lightning.data.text.streams import StreamLoader
 
 ADJOINT = [  # of `pydocs_implicit`

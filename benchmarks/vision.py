@@ -23,7 +23,7 @@ from measure import Counter, interleaved, peak_bytes, ratio, versions
 from torch import Tensor, nn
 
 from deq_lightning import FPN, JFB, MDEQ, UPG, Broyden, Implicit
-from deq_lightning.app.cli import main as command_line
+from deq_lightning.cli import main as command_line
 from deq_lightning.gradients import GradientStrategy
 from deq_lightning.models.layers.frozen import WeightNormConv2d, frozen
 from deq_lightning.models.mdeq.cell import Fusion, MultiscaleCell, ResidualBlock, States

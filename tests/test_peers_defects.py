@@ -30,7 +30,7 @@ from torch import nn
 from torch.autograd import gradcheck
 
 from deq_lightning import FPN, MDEQ, DEQTransformer, Digits, Equilibrium, ImageClassification, ImplicitModel
-from deq_lightning.app.cli import main
+from deq_lightning.cli import main
 from deq_lightning.gradients import JFB, NPG, UPG, Implicit, Unrolled
 from deq_lightning.models.layers.frozen import VariationalDropout, frozen
 from deq_lightning.solvers import GMRES, Anderson, Broyden, FixedPointIteration, Status

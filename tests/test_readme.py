@@ -10,7 +10,7 @@ import torch
 from support.runs import TINY
 
 import deq_lightning
-from deq_lightning.app.cli import main
+from deq_lightning.cli import main
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

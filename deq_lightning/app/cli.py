@@ -12,7 +12,6 @@ from deq_lightning.app.checkpoints import check_fits, load_weights, read_checkpo
 from deq_lightning.app.configs import ConfigByName
 from deq_lightning.app.ending import curves, in_words
 from deq_lightning.app.fitting import check_task, class_of, fill_sizes, refusals, try_out
-from deq_lightning.app.front import main as main
 from deq_lightning.app.header import Header, departures, say_departures
 from deq_lightning.app.keys import CHECKPOINTS, add_keys
 from deq_lightning.app.parser import Parser, build

@@ -13,7 +13,8 @@ from support.fake_data import make_cifar10
 from support.runs import TINY
 
 from deq_lightning import JFB, NPG, UPG, Digits, GradientStrategy, ImageClassification, Implicit, Unrolled
-from deq_lightning.app.cli import DEQCLI, main
+from deq_lightning.app.cli import DEQCLI
+from deq_lightning.cli import main
 
 QUICK = [*TINY, "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"]
 

@@ -12,7 +12,7 @@ import torch
 import yaml
 from support import fake_data
 
-from deq_lightning.app.cli import main
+from deq_lightning.cli import main
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 OTHER_HEADERS = "digits_*"  # not of the common form

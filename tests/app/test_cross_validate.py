@@ -11,8 +11,8 @@ from support.fake_data import make_tu
 from support.runs import QUIET
 
 from deq_lightning import GraphClassification
-from deq_lightning.app.cli import main
 from deq_lightning.app.cross_validate import cross_validate
+from deq_lightning.cli import main
 
 COMMAND = [
     *("--config", "proteins_upg", *QUIET, "--data.folds", "2", "--data.root", ".", "--data.batch_size", "9"),

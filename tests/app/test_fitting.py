@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from deq_lightning import Equilibrium, ImplicitTask, Network
-from deq_lightning.app.cli import main
+from deq_lightning.cli import main
 
 FIT_CIFAR = ["fit", "--config", "digits_upg", "--data", "CIFAR10", "--data.val_size", "10"]
 ONE_STEP = [*QUIET, "--trainer.fast_dev_run", "true"]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from deq_lightning.app.cli import main
+from deq_lightning.cli import main
 from deq_lightning.configured import old_names, renamed
 from deq_lightning.data import Digits
 

@@ -15,9 +15,9 @@ from support.fake_data import make_wikitext
 from support.runs import TINY, trainer
 
 from deq_lightning import MDEQ, Anderson, ImageClassification, JacobianPenalty, NeuralODE
-from deq_lightning.app.cli import main
 from deq_lightning.app.ending import in_words
 from deq_lightning.app.progress import Bar, Clock, EpochLines
+from deq_lightning.cli import main
 
 SHORT = [*TINY, "--trainer.limit_train_batches", "4", "--trainer.limit_val_batches", "2"]
 LOUD = SHORT[:2] + SHORT[6:]  # without the flags that keep Lightning quiet

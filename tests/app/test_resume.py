@@ -7,7 +7,7 @@ import pytest
 import torch
 from support.runs import TINY, assert_equal
 
-from deq_lightning.app.cli import main
+from deq_lightning.cli import main
 
 
 def last(run: str) -> dict[str, Any]:

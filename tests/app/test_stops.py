@@ -15,8 +15,8 @@ from support.fake_data import make_tu
 from support.runs import TINY
 
 from deq_lightning import Digits, ImageClassification
-from deq_lightning.app.cli import main
 from deq_lightning.app.stops import Footprint
+from deq_lightning.cli import main
 
 ROOT = Path(__file__).parents[2]
 FIT = ["fit", *TINY, "--test_after_fit", "false", "--trainer.max_epochs", "2", "--trainer.limit_train_batches", "2"]

@@ -10,8 +10,8 @@ from support.runs import trainer
 from torch import Tensor
 
 from deq_lightning import UPG, Digits, DivergenceGuard, FixedPointIteration, ImageClassification
-from deq_lightning.app.cli import main
 from deq_lightning.callbacks import DivergenceError
+from deq_lightning.cli import main
 
 
 class Failing(ImageClassification):

@@ -27,7 +27,7 @@ from deq_lightning import (
     StepsToEnd,
     TUGraphs,
 )
-from deq_lightning.app.cli import main
+from deq_lightning.cli import main
 from deq_lightning.configured import CombinationError
 from deq_lightning.models import Equilibrium, Network
 

@@ -24,7 +24,7 @@ from deq_lightning import (
     WarmupCosineToEnd,
     WikiText2,
 )
-from deq_lightning.app.cli import main
+from deq_lightning.cli import main
 from deq_lightning.configured import CombinationError
 from deq_lightning.data import DataError
 from deq_lightning.data.text.vocabulary import SPECIAL

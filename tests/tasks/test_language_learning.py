@@ -6,7 +6,7 @@ import pytest
 from support.runs import QUIET
 
 from deq_lightning import Anderson
-from deq_lightning.app.cli import main
+from deq_lightning.cli import main
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

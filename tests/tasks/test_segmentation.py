@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from deq_lightning import FixedPointIteration, MDEQSegmentation, PolynomialToEnd, SemanticSegmentation
-from deq_lightning.app.cli import main
+from deq_lightning.cli import main
 from deq_lightning.models import Equilibrium, Network
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from deq_lightning import ImageNet
-from deq_lightning.app.cli import main
+from deq_lightning.cli import main
 from deq_lightning.data import DatasetNotFoundError, SplitError
 
 MEAN, STD = (torch.tensor(values).view(3, 1, 1) for values in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))

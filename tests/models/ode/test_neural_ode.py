@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchdiffeq import odeint
 
 from deq_lightning import Digits, ImageClassification, NeuralODE
-from deq_lightning.app.cli import main
+from deq_lightning.cli import main
 from deq_lightning.models import IntegrationError
 
 TINY = {"image_size": 8, "width": 6}
