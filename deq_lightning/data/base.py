@@ -1,7 +1,6 @@
 """What all data modules share: splits and loaders."""
 
 import math
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence, Sized
 from typing import Any, ClassVar, cast
@@ -142,8 +141,6 @@ class DataModule(Described):
         if self.num_workers is not None:
             return self.num_workers
         if self.in_memory:
-            # Lightning advises workers for every loader without them; for tensors in memory they only cost time
-            warnings.filterwarnings("ignore", ".*does not have many workers.*")
-            return 0
+            return 0  # for tensors in memory workers only cost time
         suggested = suggested_max_num_workers(self.trainer.num_devices if self.trainer else 1)
         return suggested if self.max_workers is None else min(self.max_workers, suggested)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from deq_lightning.gradients import UPG, GradientStrategy
+from deq_lightning.models.layers.differentiation import retaining_graphs
 from deq_lightning.models.layers.frozen import frozen
 from deq_lightning.solvers import Anderson, FixedPointMap, Partition, Solution, Solver
 from deq_lightning.state import State
@@ -141,9 +142,13 @@ class ImplicitModel(Network):
 
         Copies and pickles of the model are not compiled. A compiled cell cannot be differentiated twice.
         """
-        # Adjoint solves go through one graph many times, so its buffers must not be given away by the first pass.
-        torch._functorch.config.donated_buffer = False
-        self.compiled_cell = torch.compile(type(self).cell, *args, **kwargs)
+        compiled = torch.compile(type(self).cell, *args, **kwargs)
+
+        def cell(*arguments: Any) -> Any:
+            with retaining_graphs():
+                return compiled(*arguments)
+
+        self.compiled_cell = cell
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in super().__getstate__().items() if name != "compiled_cell"}

@@ -1,6 +1,5 @@
 """Language modelling: the next word, with a memory of the words before."""
 
-import warnings
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -70,8 +69,6 @@ class LanguageModeling(ImplicitTask):
     def setup(self, stage: str) -> None:
         """Make sure that the network is one of words."""
         super().setup(stage)
-        # Lightning would say that of the task's and the data's hook it takes the task's, which is the only one.
-        warnings.filterwarnings("ignore", "You have overridden `on_after_batch_transfer`")
         if not hasattr(self.net, "vocabulary"):
             raise CombinationError(
                 f"`LanguageModeling` needs a network of words, got `{type(self.net).__name__}`. Choose "

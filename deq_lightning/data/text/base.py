@@ -1,7 +1,6 @@
 """What the data modules on text share."""
 
 import sys
-import warnings
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -165,8 +164,6 @@ class TextDataModule(Described):
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """Return one stream: the end of a line, and the prompt where there is one."""
-        # of samples, which a text has none of
-        warnings.filterwarnings("ignore", "Couldn't infer the batch indices")
         assert self.vocabulary is not None
         ids = [END_ID]
         if self.prompt is not None:
