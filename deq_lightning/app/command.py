@@ -23,6 +23,9 @@ QUIET = (
     "LightningCLI's args parameter",  # they are the shell's own, completed
     "Checkpoint directory .* exists and is not empty",  # the run's config is there
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # Lightning 2.6 with torch 2.15
+    ".*does not have many workers.*",  # for tensors in memory they only cost time
+    "Couldn't infer the batch indices",  # of samples, which a text has none of
+    "You have overridden `on_after_batch_transfer`",  # the task's is the only one
 )
 
 
