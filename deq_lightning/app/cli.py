@@ -98,7 +98,7 @@ class DEQCLI(LightningCLI):
         if ckpt_path is not None:
             self.checkpoint = read_checkpoint(ckpt_path)
             self.folder = Path(ckpt_path).parent
-        with refusals():
+        with refusals(config):
             self._fit_to_data(config)
         if self.subcommand == "fit":
             self._begin_run(config)
@@ -140,7 +140,7 @@ class DEQCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build everything; what a constructor refuses is the user's to mend."""
-        with refusals():
+        with refusals(self._own(self.config)):
             self._build()
         weights = self._get(self.config, "weights")
         if self.checkpoint is not None:

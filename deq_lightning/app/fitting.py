@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deq_lightning.app.messages import UsageError
 from deq_lightning.app.names import families
-from deq_lightning.app.translation import in_brief, with_flags
+from deq_lightning.app.translation import in_brief, with_flag, with_flags
 from deq_lightning.configured import CombinationError, RunError
 from deq_lightning.data import DataError
 from deq_lightning.estimators.modes import evaluating, solving
@@ -55,14 +55,19 @@ def fill_sizes(config: Namespace, typed: Namespace, samples: Samples, data: str)
 
 
 @contextmanager
-def refusals() -> Iterator[None]:
-    """Say what a constructor refuses in a line."""
+def refusals(config: Namespace) -> Iterator[None]:
+    """Say what a constructor refuses in a line, with the flag of the argument.
+
+    Args:
+        config: the settings that it is built from.
+    """
     try:
         yield
     except DataError:
         raise  # of data that is read to see what it is
     except (ValueError, MisconfigurationException) as error:
-        raise UsageError(in_brief(with_flags(error), families())) from error
+        message = with_flag(in_brief(with_flags(error), families()), config)
+        raise UsageError(message) from error
     except RuntimeError as error:
         if "more than one stateful callback" not in str(error):
             raise

@@ -4,8 +4,11 @@ import inspect
 import re
 from collections.abc import Iterable
 from functools import cache
+from types import ModuleType
 
 import pytorch_lightning as pl
+import torch
+from torch.optim.lr_scheduler import LRScheduler
 
 import deq_lightning
 from deq_lightning.estimators import JacobianPenalty
@@ -36,7 +39,15 @@ def families() -> dict[str, list[type]]:
         "solver": [one for one in _family(Solver) if one is not NormalCG],  # that one is for adjoint systems alone
         "adjoint_solver": _family(Solver),
         "penalty": _family(JacobianPenalty),
+        "optimizer": _subclasses(torch.optim, torch.optim.Optimizer),
+        "lr_scheduler": [*_family(LRScheduler), *_subclasses(torch.optim.lr_scheduler, LRScheduler)],
     }
+
+
+def _subclasses(module: ModuleType, base: type) -> list[type]:
+    """Return the public classes of a module that derive from `base`."""
+    classes = (one for name, one in vars(module).items() if name[0] != "_" and inspect.isclass(one))
+    return [one for one in classes if issubclass(one, base) and one is not base]
 
 
 def _family(base: type) -> list[type]:

@@ -52,7 +52,8 @@ class Parser(LightningArgumentParser):
         """Print the message without the usage, which has hundreds of lines."""
         if not self.exit_on_error or "JSONARGPARSE_DEBUG" in os.environ:
             super().error(message, ex)
-        print(f"error: {in_brief(message, families())}", file=sys.stderr)
+        flags = {action.dest.split(".")[0] for action in self._actions}
+        print(f"error: {in_brief(message, families(), sorted(flags))}", file=sys.stderr)
         raise SystemExit(2)
 
 

@@ -5,20 +5,25 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 
+from jsonargparse import Namespace
+
 from deq_lightning.app.configs import known_configs
 from deq_lightning.app.messages import UsageError, suggest
 from deq_lightning.data import DataError
 
 
-def in_brief(message: str, families: Mapping[str, Sequence[type]]) -> str:
+def in_brief(message: str, families: Mapping[str, Sequence[type]], flags: Sequence[str] = ()) -> str:
     """Say what jsonargparse says in nested paragraphs in one line, with the nearest known name.
 
     Args:
         message: the error, each level of which names a key or a class, and the last of which says what is wrong.
         families: key of a class on the command line, and the classes it may name.
+        flags: the first parts of those that there are.
     """
     keys = re.findall(r'Parser key "([^"]+)"', message)
     flag = f"`--{'.'.join(keys)}`"
+    if number := re.search(r"Expected a <class '(int|float)'>.*?(?:Got|Given) value: (\S+?)\.?(?:\s|$)", message, re.S):
+        return f"{flag}: must be {NUMBERS[number[1]]}, got {number[2]}."
     if found := re.search(r"Expected a dot import path string: (\S+)", message):
         known = [one.__name__ for one in families.get(".".join(keys).rsplit(".", 1)[-1], ())]
         return f"{flag}: there is no class `{found[1]}`. {suggest(found[1], known)}"
@@ -26,12 +31,40 @@ def in_brief(message: str, families: Mapping[str, Sequence[type]]) -> str:
         owner = re.findall(r"given class_path '([^']+)'", message)[-1:]
         argument = found[1] or found[2]
         return f"{flag}: there is no argument `{argument}`. {suggest(argument, _arguments(owner, families))}"
+    if found := re.search(r"unrecognized arguments: --?([\w.]+)", message):
+        return f"there is no `--{found[1]}`. {suggest(found[1].split('.')[0], flags)}"
     if found := re.search(r"arguments are required: (.*)|Key \"(.*)\" is required", message):
-        return f"missing: {found[1] or found[2]}. Type `--config NAME`. {suggest('', known_configs())}"
+        return _missing(found[1] or found[2], families)
     reasons = [line.strip().removeprefix("- ") for line in message.splitlines()]
     reasons = [reason for reason in reasons if reason and not reason.startswith(NOISE)]
     prefix = f"{flag}: " if keys else ""
     return prefix + "; ".join(reasons) if reasons else message
+
+
+NUMBERS = {"int": "a whole number (int)", "float": "a number (float)"}
+
+
+def _missing(name: str, families: Mapping[str, Sequence[type]]) -> str:
+    """Say what to type for an argument that is required."""
+    if name == "net":
+        known = suggest("", [one.__name__ for one in families["net"]])
+        return f"missing: `--model.net`. Type `--model.net NAME`. {known}"
+    return f"missing: {name}. Type `--config NAME`. {suggest('', known_configs())}"
+
+
+def with_flag(message: str, config: Namespace) -> str:
+    """Put before a constructor's refusal of an argument the flag of it: several classes have arguments of that name.
+
+    Args:
+        message: the refusal, "`max_steps` must be 1 or more, got 0."
+        config: with all settings.
+    """
+    refused = re.match(r"`(\w+)` must be .*?\bgot (.+?)\.(?: |$)", message)
+    if refused is None:
+        return message
+    keys = [key for key, value in config.items() if key.rsplit(".", 1)[-1] == refused[1] and str(value) == refused[2]]
+    flags = " or ".join(f"`--{key.replace('.init_args', '')}`" for key in keys)
+    return f"{flags}: {message}" if flags else message
 
 
 NOISE = (

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from deq_lightning.gradients import UPG, GradientStrategy
-from deq_lightning.models.layers.differentiation import retaining_graphs
 from deq_lightning.models.layers.frozen import frozen
 from deq_lightning.solvers import Anderson, FixedPointMap, Partition, Solution, Solver
 from deq_lightning.state import State
@@ -142,13 +141,10 @@ class ImplicitModel(Network):
 
         Copies and pickles of the model are not compiled. A compiled cell cannot be differentiated twice.
         """
-        compiled = torch.compile(type(self).cell, *args, **kwargs)
-
-        def cell(*arguments: Any) -> Any:
-            with retaining_graphs():
-                return compiled(*arguments)
-
-        self.compiled_cell = cell
+        # Adjoint solves go through one graph many times, so its buffers must not be given away by the first pass. Torch
+        # asks for this setting in every backward pass, so that a context around the compilation would not do.
+        torch._functorch.config.donated_buffer = False
+        self.compiled_cell = torch.compile(type(self).cell, *args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in super().__getstate__().items() if name != "compiled_cell"}

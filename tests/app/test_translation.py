@@ -1,9 +1,12 @@
 """What the library says of arguments, as the command line says it."""
 
+from pathlib import Path
+
 import pytest
 
 from deq_lightning.app.messages import UsageError
 from deq_lightning.app.translation import with_flags
+from deq_lightning.cli import main
 from deq_lightning.configured import CombinationError
 from deq_lightning.data import DataError
 
@@ -30,3 +33,31 @@ from deq_lightning.data import DataError
 )
 def test_arguments_become_flags(error: str | Exception, printed: str) -> None:
     assert with_flags(error) == printed
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    {
+        "--model.optimizer Adm": "`--model.optimizer`: there is no class `Adm`. Did you mean Adam",
+        "--model.lr_scheduler CosineToEnt": "`--model.lr_scheduler`: there is no class `CosineToEnt`. Did you mean",
+        "--model.optimizer.lr fast": "`--model.optimizer.lr`: must be a number (float), got fast.",
+        "--model.net.solver.max_steps ten": "`--model.net.solver.max_steps`: must be a whole number (int), got ten.",
+        "--model.net.solver.max_steps 0": "`--model.net.solver.max_steps`: `max_steps` must be 1 or more, got 0.",
+        "--gradient Implicit --gradient.adjoint_solver GMRES --gradient.adjoint_solver.max_steps 0": "error: "
+        "`--gradient.adjoint_solver.max_steps`: `max_steps` must be 1 or more, got 0.",
+        "--data.eval_batch_size 0": "`--data.eval_batch_size`: `eval_batch_size` must be 1 or more, got 0.",
+        "--gradent JFB": "there is no `--gradent`. Did you mean gradient",
+    }.items(),
+)
+def test_a_typing_error_names_its_flag(typed: str, said: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["fit", "--config", "digits_upg", *typed.split()])
+    assert exit_.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert said in line
+
+
+def test_a_network_that_is_missing_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["fit", "--model", "ImageClassification", "--data", "Digits"])
+    assert "missing: `--model.net`. Type `--model.net NAME`. Known: DEQTransformer, " in capsys.readouterr().err

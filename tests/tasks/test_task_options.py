@@ -72,21 +72,6 @@ def test_a_compiled_cell_gives_the_same_gradients(strategy: pl.Callback) -> None
     assert model.compiled_cell is not None
 
 
-@pytest.mark.parametrize("retain_first", [False, True])
-def test_a_compiled_cell_takes_several_products(retain_first: bool) -> None:
-    """Whatever the first backward pass did, and without a setting of the whole process."""
-    model, x = Tanh(), torch.randn(5, 1, 8, 8)
-    before = torch._functorch.config.donated_buffer
-    model.compile(backend="aot_eager")
-    for retain in (retain_first, True):
-        (equilibrium,) = model(x)[1]
-        z = equilibrium.z.detach().requires_grad_()
-        fz = equilibrium.f(z)
-        first = torch.autograd.grad(fz.sum(), z, retain_graph=retain)
-    assert torch.equal(first[0], torch.autograd.grad(fz.sum(), z)[0])
-    assert torch._functorch.config.donated_buffer == before
-
-
 def test_clones_share_the_compiled_cell() -> None:
     """Each forward pass works on a new clone with its own masks; that must not compile again, nor freeze the masks."""
     graphs = []

@@ -1,19 +1,8 @@
 """What a cell can know of how it is differentiated, for kernels that lack a derivative."""
 
-from contextlib import AbstractContextManager
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-
-
-def retaining_graphs() -> AbstractContextManager[Any]:
-    """Let graphs compiled in this context be gone through several times, as adjoint solves and torchdiffeq do.
-
-    Otherwise the first backward pass gives their buffers away. Nothing changes outside of the context.
-    """
-    return torch._functorch.config.patch(donated_buffer=False)
 
 
 def carries_tangent(x: Tensor) -> bool:

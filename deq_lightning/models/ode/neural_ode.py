@@ -9,7 +9,6 @@ from torchdiffeq import odeint_adjoint
 
 from deq_lightning.configured import RunError, above, at_least
 from deq_lightning.models.base import Equilibrium, Network
-from deq_lightning.models.layers.differentiation import retaining_graphs
 
 
 class IntegrationError(RunError):
@@ -75,8 +74,7 @@ class Counted(nn.Module):
     def forward(self, t: Tensor, h: Tensor) -> Tensor:
         """Return dh/dt."""
         self.evaluations += 1
-        # In half precision rounding would pass for error, and shorten the steps.
-        with torch.autocast(h.device.type, enabled=False), retaining_graphs():  # one for every evaluation
+        with torch.autocast(h.device.type, enabled=False):  # rounding would pass for error, and shorten the steps
             return self.f(t, h)
 
     def callback_step(self, t: Tensor, h: Any, dt: Tensor) -> None:
@@ -190,4 +188,5 @@ class NeuralODE(Network):
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile f, which is what is evaluated many times, with the arguments of `torch.compile`."""
+        torch._functorch.config.donated_buffer = False  # torchdiffeq retains the graph of every evaluation
         self.dynamics.f.compile(*args, **kwargs)

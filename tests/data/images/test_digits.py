@@ -6,9 +6,11 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.demos.boring_classes import BoringModel
+from support.runs import TINY
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
+from deq_lightning.cli import main
 from deq_lightning.data.errors import DatasetNotFoundError
 from deq_lightning.data.images.digits import Digits
 from deq_lightning.data.order import EpochShuffle, derive_seed
@@ -202,7 +204,7 @@ def test_no_advice_to_use_workers(
 ) -> None:
     connector = "pytorch_lightning.trainer.connectors.data_connector"
     monkeypatch.setattr(f"{connector}.suggested_max_num_workers", lambda devices: 8)  # a machine with many cores
-    fit(tmp_path, 1, Digits(batch_size=400))
+    main(["fit", *TINY, "--trainer.default_root_dir", str(tmp_path), "--trainer.max_steps", "1"])
     assert not [warning for warning in recwarn if "many workers" in str(warning.message)]
 
 
