@@ -10,6 +10,8 @@ from .data import Chains as Chains
 from .data import Cityscapes as Cityscapes
 from .data import DataModule as DataModule
 from .data import Digits as Digits
+from .data import GraphDataModule as GraphDataModule
+from .data import ImageFiles as ImageFiles
 from .data import ImageNet as ImageNet
 from .data import KarateClub as KarateClub
 from .data import PythonDocs as PythonDocs

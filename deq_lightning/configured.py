@@ -1,4 +1,4 @@
-"""Objects that are nothing but their constructor's arguments, and what such arguments must hold."""
+"""Objects defined by their constructor's arguments, and checks of such arguments."""
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class Configured:
-    """Prints as the call that makes it, so that a log line says what really runs; what is None is left out."""
+    """Prints as the call that makes it, without arguments that are None, so that a log line says what really runs."""
 
     def __repr__(self) -> str:
         values = {name: getattr(self, name, None) for name in inspect.signature(type(self)).parameters}
@@ -27,9 +27,9 @@ class RunError(RuntimeError):
 
 
 def renamed(**names: str) -> Callable[[type[T]], type[T]]:
-    """Let the arguments of a class's constructor be given by their old names as well: `@renamed(old="new")`.
+    """Accept old names for the arguments of a class's constructor: `@renamed(old="new")`.
 
-    Python calls are translated here; the parser of the command line reads `old_names` and translates flags and configs.
+    Python calls are translated here; the command-line parser reads `old_names` and translates flags and configs.
     """
 
     def decorate(cls: type[T]) -> type[T]:
@@ -49,7 +49,7 @@ def renamed(**names: str) -> Callable[[type[T]], type[T]]:
 
 
 def old_names(cls: type) -> Mapping[str, str]:
-    """Return the old names of the constructor's arguments, each with its new one."""
+    """Map the old names of the constructor's arguments to the new ones."""
     own = inspect.signature(cls).parameters  # a subclass may use such a name for something else
     return {old: new for old, new in getattr(cls, OLD_NAMES, {}).items() if old not in own}
 
@@ -60,27 +60,27 @@ NO_DAMPING = "1 means no damping."
 
 
 def at_least(minimum: float, advice: str = "", **values: Any) -> None:
-    """Raise a ValueError that names the first of `values` below `minimum`, or not a number, and gives the advice.
+    """Raise a ValueError that names the first of `values` that is below `minimum` or NaN, and gives the advice.
 
-    Of a list or a tuple every entry is checked, here and in the functions below.
+    Every entry of a list or a tuple is checked, here and in the functions below.
     """
     _check(lambda value: value >= minimum, f"{minimum} or more", advice, values)
 
 
 def above(bound: float, advice: str = "", **values: Any) -> None:
-    """Raise a ValueError that names the first of `values` at or below `bound`, or not a number."""
+    """Raise a ValueError that names the first of `values` that is at or below `bound`, or NaN."""
     _check(lambda value: value > bound, f"above {bound}", advice, values)
 
 
 def within(interval: str, advice: str = "", **values: Any) -> None:
-    """Raise a ValueError that names the first of `values` outside an interval like "(0, 1]", or not a number."""
+    """Raise a ValueError that names the first of `values` that is outside an interval like "(0, 1]", or NaN."""
     low, high = map(float, interval[1:-1].split(","))
     over, under = gt if interval[0] == "(" else ge, lt if interval[-1] == ")" else le
     _check(lambda value: over(value, low) and under(value, high), f"in {interval}", advice, values)
 
 
 def one_of(known: Iterable[Any], advice: str = "", **values: Any) -> None:
-    """Raise a ValueError that names the first of `values` not among those known."""
+    """Raise a ValueError that names the first of `values` that is not in `known`."""
     known = list(known)
     for name, value in values.items():
         if value not in known:
@@ -89,7 +89,7 @@ def one_of(known: Iterable[Any], advice: str = "", **values: Any) -> None:
 
 
 def ascending(**values: Sequence[float]) -> None:
-    """Raise a ValueError that names the first of `values` whose entries fall."""
+    """Raise a ValueError that names the first of `values` whose entries are not ascending."""
     for name, value in values.items():
         if list(value) != sorted(value):
             raise ValueError(f"`{name}` must be ascending, got {list(value)}. Swap its entries.")

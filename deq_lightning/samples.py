@@ -1,4 +1,4 @@
-"""What a data module says of its samples, so that tasks and networks can be made for them."""
+"""A data module's description of its samples, from which tasks and networks are built."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -15,22 +15,22 @@ NODES = "graphs with a class for each node"
 NODE_LABELS = "graphs with several labels for each node"
 TEXT = "a text"
 
-UNKNOWN_ID = 0  # in every vocabulary, of the word that stands for all others
+UNKNOWN_ID = 0  # in every vocabulary, the id of the word that stands for all others
 AT_LEAST = ("num_classes", "perron")  # a network may be made for more of these
-ROUNDING = 1e-3  # what is normalised has a Perron-Frobenius eigenvalue of 1, but for rounding
+ROUNDING = 1e-3  # a normalised adjacency has a Perron-Frobenius eigenvalue of 1, up to rounding
 
 
 @dataclass(frozen=True)
 class Samples:
-    """What the samples of a data module are. None: not known, or of no meaning for them.
+    """A description of a data module's samples. None: unknown or not applicable.
 
     Args:
-        kind: inputs and labels in words: one of the constants beside this class, or words of your own.
-        channels: of an image.
+        kind: inputs and labels in words: one of the constants beside this class, or your own words.
+        channels: channels of an image.
         size: height and width of every image, in pixels.
-        features: numbers of an input: of a node, of a row. Of an image it follows from `channels` and `size`.
+        features: numbers per input, such as a node or a row; for an image they follow from `channels` and `size`.
         classes: classes, or labels, to predict.
-        words: words of the vocabulary.
+        words: words in the vocabulary.
         perron: bound on the Perron-Frobenius eigenvalue of the adjacency of every graph.
     """
 
@@ -44,11 +44,11 @@ class Samples:
 
     @property
     def shape(self) -> tuple[int, ...] | None:
-        """Shape of an image."""
+        """Shape of an image, (channels, height, width), or None if it is unknown."""
         return None if self.channels is None or self.size is None else (self.channels, *self.size)
 
     def arguments(self) -> dict[str, Any]:
-        """Return what a network must be made for, by the names of the arguments that networks have for it."""
+        """Return the network arguments that these samples determine, by name."""
         square = self.size is not None and self.size[0] == self.size[1]
         values = {
             "in_channels": self.channels,
@@ -64,7 +64,7 @@ class Samples:
         """Yield a sentence for each of a network's arguments that does not fit.
 
         Args:
-            arguments: of the network, or of the task.
+            arguments: arguments of the network or the task.
             data: name of the data module.
         """
         for name, wanted in self.arguments().items():
@@ -75,24 +75,24 @@ class Samples:
             yield f"`{name}` of the network must be {wanted:.7g}{least} for `{data}`, got {value}"
 
     def example(self) -> Tensor | None:
-        """Return two samples, all zeros, where their shape is known: of one alone PyTorch refuses some statistics."""
+        """Return two all-zero samples if their shape is known: from one alone PyTorch refuses some statistics."""
         return None if self.shape is None else torch.zeros(2, *self.shape)
 
 
 @runtime_checkable
 class TextSource(Protocol):
-    """A data module whose samples are words, of a vocabulary that a network's weights depend on."""
+    """A data module whose samples are words from a vocabulary that a network's weights depend on."""
 
     vocabulary: Any
 
     def vocabulary_state(self) -> dict[str, Any]:
-        """Return what tells the vocabulary from any other, as plain data; goes into checkpoints."""
+        """Return plain data that identifies the vocabulary, for checkpoints."""
 
     def check_vocabulary(self, saved: dict[str, Any]) -> None:
         """Raise an error unless the vocabulary is that of the checkpoint."""
 
 
 def samples_of(data: Any) -> Samples | None:
-    """Return what a data module says of its samples, if it says anything."""
+    """Return a data module's description of its samples, or None if it has none."""
     samples = getattr(data, "samples", None)
     return samples if isinstance(samples, Samples) else None

@@ -1,4 +1,4 @@
-"""Callbacks: what watches, guards, tunes and writes."""
+"""Callbacks that monitor, guard and tune a run, and write its predictions."""
 
 import lazy_loader
 

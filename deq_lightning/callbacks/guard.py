@@ -1,4 +1,4 @@
-"""Stopping a run that has come to nothing, while there is something to go back to."""
+"""Stop a diverging run, and keep a healthy checkpoint to go back to."""
 
 from pathlib import Path
 from typing import Any
@@ -21,21 +21,21 @@ CAUSES = {
 
 
 class DivergenceError(RunError):
-    """Training has diverged; the message says what was seen, what to change, and where to go back to."""
+    """Training has diverged; the message says what was seen, what to change, and which checkpoint to go back to."""
 
 
 class DivergenceGuard(Callback):
     """Stops training after a run of bad steps: the loss is not finite, or the solver diverges on most samples.
 
-    Keeps `healthy.ckpt`, written every `save_every` steps from weights that have just given a finite loss, so that
-    there is a checkpoint from before. Counting happens on the device.
+    Keeps `healthy.ckpt`, written every `save_every` steps from weights that have just given a finite loss, so that a
+    checkpoint from before the bad steps exists. Counting happens on the device.
 
     Args:
         patience: bad steps in a row that stop the run, 1 or more.
-        diverged_share: part of a batch's samples above which its solve counts as diverged, in [0, 1).
-        check_every: steps between two looks at the count, each of which makes the host wait for the device, 1 or more.
-        save_every: optimizer steps between two healthy checkpoints, 1 or more.
-        dirpath: their folder. None: the trainer's root folder. Without checkpointing nothing is written.
+        diverged_share: share of diverged samples above which a batch's solve counts as diverged, in [0, 1).
+        check_every: steps between checks of the count, 1 or more. A check makes the host wait for the device.
+        save_every: optimizer steps between healthy checkpoints, 1 or more.
+        dirpath: folder of `healthy.ckpt`. None: the trainer's root folder. Without checkpointing nothing is written.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -60,13 +60,13 @@ class DivergenceGuard(Callback):
         self._runs = torch.zeros(2, dtype=torch.long)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin to count."""
+        """Reset the counts of bad steps."""
         del trainer
         self.saved = None
         self._runs = torch.zeros(2, dtype=torch.long, device=pl_module.device)
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
-        """Save the weights that have just proved to be good, where it is time."""
+        """Save weights that have just given a finite loss, every `save_every` steps."""
         step = trainer.global_step
         fast_dev_run = trainer.fast_dev_run  # type: ignore[attr-defined]
         if step % self.save_every or fast_dev_run or not trainer.checkpoint_callbacks:
@@ -75,13 +75,13 @@ class DivergenceGuard(Callback):
             return  # a later batch of the same optimizer step
         if (_worst(trainer, torch.stack([*self._seen(pl_module, loss), *(self._runs > 0)]).long()) == 0).all():
             path = Path(self.dirpath or trainer.default_root_dir) / "healthy.ckpt"
-            trainer.save_checkpoint(path, weights_only=False)  # all of it, not only the weights
+            trainer.save_checkpoint(path, weights_only=False)  # the whole state, not only the weights
             self.saved = path, step
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count, and stop where the count says so."""
+        """Count bad steps, and stop the run after `patience` of them in a row."""
         del batch
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
         if loss is None:

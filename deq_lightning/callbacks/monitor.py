@@ -1,4 +1,4 @@
-"""Curves of what an equilibrium does during a run."""
+"""Curves of how an equilibrium behaves during a run."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,16 +22,16 @@ from deq_lightning.tasks import ImplicitTask
 class EquilibriumMonitor(Callback):
     """Logs how the equilibrium is solved and differentiated, to whatever logger is on.
 
-    Of every batch, beside the means that the task logs: `solver_steps_max` and `solver_converged` (share of samples),
-    and with `Implicit` `adjoint_steps` and `adjoint_residual`. Every `estimate_every` steps, on a few samples of the
-    batch, in evaluation mode but with the solver's budget of training: `spectral_radius` (mean over the samples), and
-    of the gradient that the strategy gives against the converged implicit one `gradient_cosine`, `gradient_norm_ratio`,
-    `audit_residual`. Nothing of the run is changed by them. Loggers that take histograms (TensorBoard) get one of the
-    solver's steps.
+    For every batch, in addition to the means that the task logs: `solver_steps_max`, `solver_converged` (share of
+    samples), and with `Implicit` `adjoint_steps` and `adjoint_residual`. Every `estimate_every` steps, on a few samples
+    of the batch, in evaluation mode but with the solver's budget of training: `spectral_radius` (mean over the
+    samples), and, comparing the strategy's gradient with the converged implicit one, `gradient_cosine`,
+    `gradient_norm_ratio` and `audit_residual`. These estimates change nothing in the run. Loggers that take histograms
+    (TensorBoard) get one of the solver's steps.
 
     Args:
-        estimate_every: optimizer steps between two estimates, which cost as much as some training steps. 0: never.
-        samples: of the batch that they use, 1 or more; of graphs, which hang together, all.
+        estimate_every: optimizer steps between estimates, which cost as much as a few training steps. 0: never.
+        samples: samples of the batch that the estimates use, 1 or more; a batch of graphs is one state and used whole.
         estimate_in_evaluation: whether to estimate on the first batch of every validation and test as well.
 
     Raises:
@@ -50,7 +50,7 @@ class EquilibriumMonitor(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Log the batch, and estimate where it is time."""
+        """Log the batch, and the estimates every `estimate_every` steps."""
         del outputs, batch_idx
         pl_module.log_dict(_solver_reports(pl_module) | _adjoint_reports(pl_module))
         step = trainer.global_step
@@ -86,7 +86,7 @@ class EquilibriumMonitor(Callback):
     on_test_batch_end = on_validation_batch_end
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Draw the histogram of the whole split (that part of it which this process saw)."""
+        """Draw the histogram of the whole split, as far as this process saw it."""
         del pl_module
         self._histogram(trainer, f"{_prefix(trainer)}solver_steps", self._steps)
         self._steps = []
@@ -113,7 +113,7 @@ class EquilibriumMonitor(Callback):
 
 
 def _copy(batch: Any, samples: int) -> Any:
-    """Return some samples of the batch in ordinary tensors, also where it comes from inference mode."""
+    """Return some samples of the batch in ordinary tensors, even if it comes from inference mode."""
     if not isinstance(batch, Tensor) and hasattr(batch, "clone"):
         return batch.clone()  # graphs
     return tree_map_only(Tensor, lambda x: x[:samples].clone(), batch)
@@ -124,7 +124,7 @@ def _prefix(trainer: pl.Trainer) -> str:
 
 
 def _solver_reports(task: pl.LightningModule) -> dict[str, Tensor]:
-    """Return what of the solves of this batch the task does not log, if there were any."""
+    """Return what the task does not log about this batch's solves, if there were any."""
     solutions = reports_of(task)
     if not solutions:
         return {}

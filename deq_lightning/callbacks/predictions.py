@@ -1,4 +1,4 @@
-"""Predictions as a table."""
+"""Predictions as a table of comma-separated values."""
 
 import csv
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ class PredictionWriter(BasePredictionWriter):
     """Writes what `predict` returns as comma-separated values, one row per sample, while it runs.
 
     Args:
-        path: the file; one that exists is replaced. None: `predictions.csv` beside the checkpoint, or in the current
+        path: the file; an existing one is replaced. None: `predictions.csv` beside the checkpoint, or in the current
             folder. With several processes each writes its own, `predictions-1.csv` and so on.
     """
 
@@ -59,6 +59,6 @@ class PredictionWriter(BasePredictionWriter):
         self.rows += count
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say where the table is."""
+        """Print the number of predictions and the path of the table."""
         del pl_module
         print(f"{self.rows} predictions: {self.file(trainer)}")

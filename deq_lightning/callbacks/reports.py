@@ -1,4 +1,4 @@
-"""What the solvers of a run report."""
+"""The reports of a run's solvers."""
 
 import pytorch_lightning as pl
 
@@ -7,5 +7,5 @@ from deq_lightning.tasks import ImplicitTask
 
 
 def reports_of(task: pl.LightningModule) -> list[Solution]:
-    """Return what the solvers reported of the current batch; nothing of a module that is no `ImplicitTask`."""
+    """Return the solvers' reports on the current batch; none for a module that is not an `ImplicitTask`."""
     return task.solutions if isinstance(task, ImplicitTask) else []

@@ -1,4 +1,4 @@
-"""The step of an operator splitting, chosen while a run goes on."""
+"""Tune the step of an operator splitting during a run."""
 
 from typing import Any
 
@@ -17,15 +17,15 @@ from deq_lightning.solvers import Status
 class SplittingTuner(Callback):
     """Sets `alpha` of monotone networks (`MON`, `MONConv`, `MONMultiTier`) to what solves a batch in the fewest steps.
 
-    After one batch early in the run, and after the middle one of every epoch, it solves that batch again with alpha
-    `max_alpha`, half of it, a quarter, and so on while the mean number of steps falls, and keeps the best. Where no
-    alpha solves every sample, it stays. Nothing else of the run changes, and other networks are left alone. Of several
-    processes the first decides.
+    After one batch early in the run, and after the middle batch of every epoch, it solves that batch again with alpha
+    at `max_alpha`, half of it, a quarter, and so on while the mean number of steps falls, and keeps the best. If no
+    alpha solves every sample, alpha stays as it is. Nothing else in the run changes, and other networks are left alone.
+    With several processes, the first decides.
 
     Args:
         first_batch: index of the early batch, in the first epoch, 0 or more.
-        max_alpha: where to begin, above 0.
-        min_alpha: the least to try, above 0.
+        max_alpha: first value to try, above 0.
+        min_alpha: smallest value to try, above 0.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -47,9 +47,9 @@ class SplittingTuner(Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Listen to the networks where it is time."""
+        """Listen to the networks during the batches after which they are tuned."""
         del batch
-        self._stop()  # what a batch that raised has left
+        self._stop()  # removes hooks left by a batch that raised
         # Read off the position alone, so that a resumed run does what the uninterrupted one would have done.
         early = trainer.current_epoch == 0 and batch_idx == self.first_batch
         if early or batch_idx == trainer.num_training_batches // 2:
@@ -59,7 +59,7 @@ class SplittingTuner(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Tune the networks that have solved something."""
+        """Tune the networks whose solves were listened to."""
         del pl_module, outputs, batch, batch_idx
         for model, u in self._injections.items():
             with torch.no_grad(), evaluating(model), trainer.precision_plugin.forward_context():
@@ -67,7 +67,7 @@ class SplittingTuner(Callback):
         self._stop()
 
     def best(self, model: MonotoneModel, u: Tensor) -> float:
-        """Return the alpha of the fewest steps for the injection `u`; the model's own if none solves every sample."""
+        """Return the alpha with the fewest steps for the injection `u`; the model's own if none solves every sample."""
         alpha, chosen, fewest = self.max_alpha, None, torch.inf
         while alpha >= self.min_alpha:
             steps = steps_with(alpha, model, u)
@@ -94,7 +94,7 @@ class SplittingTuner(Callback):
 def steps_with(alpha: float, model: MonotoneModel, u: Tensor) -> float:
     """Return the mean steps of a solve with that alpha, infinite if a sample is not solved; the model stays as it is.
 
-    Past the model's forward hooks, so that nobody takes the trial for a solve of the run.
+    Bypasses the model's forward hooks, so that the trial is not taken for a solve of the run.
     """
     own = model.alpha.clone()
     model.alpha.fill_(alpha)

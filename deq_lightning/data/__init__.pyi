@@ -2,6 +2,7 @@ from .base import DataModule as DataModule
 from .errors import DataError as DataError
 from .errors import DatasetNotFoundError as DatasetNotFoundError
 from .errors import SplitError as SplitError
+from .graphs.base import GraphDataModule as GraphDataModule
 from .graphs.chains import Chains as Chains
 from .graphs.karate import KarateClub as KarateClub
 from .graphs.ppi import PPI as PPI
@@ -11,6 +12,7 @@ from .images.benchmarks import MNIST as MNIST
 from .images.benchmarks import SVHN as SVHN
 from .images.cityscapes import Cityscapes as Cityscapes
 from .images.digits import Digits as Digits
+from .images.files import ImageFiles as ImageFiles
 from .images.imagenet import ImageNet as ImageNet
 from .text.base import TextDataModule as TextDataModule
 from .text.python_docs import PythonDocs as PythonDocs

@@ -27,37 +27,37 @@ def check_sizes(minimum: int = 1, **sizes: Size | None) -> None:
 
 
 def samples_in(size: Size, total: int, rounding: Callable[[float], int] = math.ceil) -> int:
-    """Return how many of `total` samples are meant."""
+    """Return the number of samples that `size` stands for, out of `total`."""
     return rounding(size * total) if isinstance(size, float) else size
 
 
 class Described(pl.LightningDataModule, ABC):
-    """What the command line and the tasks ask of a data module, with the answers of one that has nothing to say."""
+    """What the command line and the tasks ask of a data module, with default answers."""
 
     folds: int | None = None  # of a cross-validation; such a module has `fold` and `validate_on_test` too
     unit: ClassVar[str] = "samples"  # what `split_sizes` counts
 
     @property
     def samples(self) -> Samples | None:
-        """What the samples are. Networks are made for it. May read files, and be asked before `prepare_data`."""
+        """Description of the samples, from which networks are built; may read files, and come before `prepare_data`."""
         return None
 
     @property
     def departures(self) -> list[str]:
-        """What makes results on this data other than they should be."""
+        """Choices that compromise results on this data, in words."""
         return []
 
     def split_sizes(self) -> dict[str, int]:
-        """Return how much each split has, of those that `setup` has filled and that know it."""
+        """Return the size of each split that `setup` has filled, where it is known."""
         return {}
 
 
 class DataModule(Described):
-    """Base of the data modules: a subclass fills `train_set`, `val_set` and `test_set` in `setup`.
+    """Base class of data modules. To derive one, implement `setup`, which fills `train_set`, `val_set` and `test_set`.
 
-    With `samples` it says what the samples are, so that nobody has to type the sizes of a network.
+    Override `samples` as well to describe the samples, so that nobody has to type the sizes of a network.
 
-    The order of the training samples depends on `seed` and the epoch only (with several devices also on the global
+    The order of the training samples depends only on `seed` and the epoch (with several devices also on the global
     seed); the last, smaller batch is kept.
 
     Args:
@@ -72,7 +72,7 @@ class DataModule(Described):
     """
 
     in_memory: ClassVar[bool] = False
-    max_workers: ClassVar[int | None] = 8  # more only compete for memory where the samples are small
+    max_workers: ClassVar[int | None] = 8  # with small samples, more only compete for memory
     train_loader: ClassVar[type[DataLoader[Any]]] = TrainLoader
     eval_loader: ClassVar[type[DataLoader[Any]]] = DataLoader
 
@@ -99,7 +99,7 @@ class DataModule(Described):
         """Fill the splits that `stage` needs, or all of them for None."""
 
     def split_sizes(self) -> dict[str, int]:
-        """Return how many samples each split has, of those that `setup` has filled and that know it."""
+        """Return the number of samples in each split that `setup` has filled, where it is known."""
         splits = {split: getattr(self, f"{split}_set") for split in ("train", "val", "test")}
         return {split: len(part) for split, part in splits.items() if isinstance(part, Sized)}
 
@@ -122,7 +122,7 @@ class DataModule(Described):
         return self.test_dataloader()
 
     def _filled(self, split: str) -> Dataset[Any]:
-        dataset: Dataset[Any] | None = getattr(self, split)  # a sequence will do for one
+        dataset: Dataset[Any] | None = getattr(self, split)  # a sequence works as one
         if dataset is None:
             raise RuntimeError(f"`{type(self).__name__}.{split}` is empty. Call `setup()` before asking for a loader.")
         return dataset
@@ -133,7 +133,7 @@ class DataModule(Described):
             "num_workers": workers,
             "persistent_workers": workers > 0,
             "pin_memory": torch.cuda.is_available(),
-            # of its own, because every new iterator draws a number from it, else from the global stream
+            # a separate one, because every new iterator draws a number from it, otherwise from the global stream
             "generator": torch.Generator().manual_seed(self.seed),
         }
 
@@ -141,6 +141,6 @@ class DataModule(Described):
         if self.num_workers is not None:
             return self.num_workers
         if self.in_memory:
-            return 0  # for tensors in memory workers only cost time
+            return 0  # for tensors in memory, workers only cost time
         suggested = suggested_max_num_workers(self.trainer.num_devices if self.trainer else 1)
         return suggested if self.max_workers is None else min(self.max_workers, suggested)

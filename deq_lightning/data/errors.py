@@ -1,12 +1,12 @@
-"""What a data module says when the data cannot be used."""
+"""Errors of data modules whose data cannot be used."""
 
 
 class DataError(Exception):
     """The data cannot be used as asked for; the message is one line that says what to type.
 
     Args:
-        message: that line. PyTorch makes an error of a loader's worker anew, from its traceback: then the line at the
-            traceback's end.
+        message: that line. PyTorch rebuilds an error of a loader's worker from its traceback: then the traceback's last
+            line is taken.
     """
 
     def __init__(self, message: str) -> None:
@@ -22,5 +22,5 @@ class SplitError(DataError, ValueError):
 
 
 def brief(error: Exception) -> str:
-    """Return the first line of an error, to stand in brackets."""
+    """Return the first line of an error, for use in parentheses."""
     return (str(error).splitlines() or [type(error).__name__])[0].strip(" .:")

@@ -1,4 +1,4 @@
-"""Randomness of training samples that survives a resume: their order, and what is drawn for each."""
+"""The order of training samples and their random draws, reproducible when a run resumes."""
 
 from collections.abc import Iterator, Sized
 from typing import Any, cast
@@ -16,7 +16,7 @@ def derive_seed(*numbers: int) -> int:
 class EpochShuffle(Sampler[int]):
     """Shuffles by seed and epoch alone, so that a resumed run sees the order of an uninterrupted one.
 
-    Lightning calls `set_epoch` before each epoch. With several devices it draws an order of its own over this one, by
+    Lightning calls `set_epoch` before each epoch. With several devices it draws its own order on top of this one, by
     epoch and global seed, and deals it out.
 
     Args:
@@ -47,7 +47,7 @@ class SeededDraws(Dataset[Any]):
     So augmentation resumes exactly, does not depend on the number of workers, and draws nothing from the global stream.
 
     Args:
-        dataset: its transforms draw from torch's CPU generator, as torchvision's do.
+        dataset: a dataset whose transforms draw from torch's CPU generator, as torchvision's do.
         seed: 0 or more.
     """
 
@@ -67,9 +67,9 @@ class SeededDraws(Dataset[Any]):
 
 
 class TrainLoader(DataLoader[Any]):
-    """A DataLoader that looks at its sampler's epoch when the first batch is asked for.
+    """A DataLoader that reads its sampler's epoch when the first batch is requested.
 
-    A plain one lets its workers prefetch as soon as an iterator exists, and Lightning makes a resumed run's iterator
+    A plain DataLoader's workers prefetch as soon as an iterator exists, and Lightning makes a resumed run's iterator
     before it sets the epoch: the first resumed epoch would repeat the order of epoch 0.
     """
 

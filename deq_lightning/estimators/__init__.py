@@ -1,4 +1,4 @@
-"""What can be learnt about an equilibrium from its map alone."""
+"""Estimates about an equilibrium that need only its map."""
 
 from deq_lightning.estimators.audit import Audit as Audit
 from deq_lightning.estimators.audit import gradient_audit as gradient_audit

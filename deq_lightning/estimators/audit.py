@@ -17,9 +17,9 @@ class Audit(NamedTuple):
     """A strategy's gradient beside the exact one.
 
     Args:
-        cosine: of the angle between them, a scalar like the others.
+        cosine: cosine of the angle between them, a scalar like the others.
         norm_ratio: length of the strategy's gradient in units of the exact one's.
-        residual: largest relative residual of the two solves behind the exact one; it is as exact as this is small.
+        residual: largest relative residual of the two solves behind the exact one, which is only as exact as they are.
     """
 
     cosine: Tensor
@@ -42,11 +42,11 @@ def gradient_audit(
     and would hide the difference.
 
     Args:
-        strategy: the one to be examined; it is not changed.
+        strategy: the strategy to examine; it is not changed.
         f: the map.
         z: its fixed point as the model's solver found it.
         g: the incoming gradient, of the structure of `z`.
-        parameters: in which the gradients are taken; those that do not reach `f` do not count.
+        parameters: parameters to differentiate by; those that do not reach `f` do not count.
         solver: continues from `z` to the exact fixed point. None: `Anderson(max_steps=100, rtol=1e-6)`.
         adjoint_solver: solves the adjoint system. None: `GMRES(max_steps=100, rtol=1e-6, history=30)`.
 

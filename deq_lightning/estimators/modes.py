@@ -1,4 +1,4 @@
-"""Modes in which an equilibrium is looked at."""
+"""Temporary modes in which an equilibrium is examined."""
 
 import copy
 from collections.abc import Iterator
@@ -13,14 +13,14 @@ from deq_lightning.models import ImplicitModel
 
 @contextmanager
 def differentiable() -> Iterator[None]:
-    """Turn gradients on, under `no_grad` and `inference_mode` too; what f uses must come from outside the latter."""
+    """Turn gradients on, even under `no_grad` and `inference_mode`; what f uses must be made outside the latter."""
     with torch.inference_mode(False), torch.enable_grad():
         yield
 
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put the module into evaluation mode for a while."""
+    """Put the module into evaluation mode temporarily."""
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
@@ -32,10 +32,10 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def solving(module: nn.Module, **changes: Any) -> Iterator[None]:
-    """Give the solvers of all implicit models in the module other settings for a while.
+    """Change settings of the solvers of all implicit models in the module temporarily.
 
     Args:
-        module: holds the models.
+        module: the module that holds the models.
         changes: attributes of a solver; `eval_max_steps=None` solves in evaluation as long as in training.
     """
     solvers = {model: model.solver for model in module.modules() if isinstance(model, ImplicitModel)}

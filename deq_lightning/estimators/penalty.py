@@ -13,7 +13,7 @@ from deq_lightning.state import State
 
 
 def jacobian_penalty(f: FixedPointMap, z: State, probes: int = 1) -> Tensor:
-    """Estimate ‖J‖²_F / dim at `z`, the mean over the Jacobian's rows of their squared lengths, differentiably.
+    """Estimate ‖J‖²_F / dim at `z`, the mean squared length of the Jacobian's rows, differentiably.
 
     An unbiased estimate by Hutchinson's probes: E ‖Jᵀε‖² = ‖J‖²_F for ε ~ N(0, I). Its gradient goes to the parameters
     and the injection of f, not to `z`, and differentiates the cell twice.
@@ -46,7 +46,7 @@ class JacobianPenalty(Configured):
 
     Args:
         weight: factor of the penalty from the first step, 0 or more.
-        frequency: probability with which a step computes the penalty, in (0, 1]; below 1 it costs that much less. The
+        frequency: probability that a step computes the penalty, in (0, 1]; below 1 it costs that much less. The
             published recipes do not rescale for it, and neither does this.
         probes: random vectors per sample, 1 or more.
         milestones: other weights, by the optimizer step from which they hold: `{30000: 2.1, 60000: 0}`. None: no
@@ -82,10 +82,10 @@ class JacobianPenalty(Configured):
         return self.milestones[max(reached)] if self.milestones and reached else self.weight
 
     def __call__(self, equilibria: Sequence[Equilibrium], step: int) -> Tensor:
-        """Return the weighted mean over the equilibria, or zero if this step leaves it out.
+        """Return the weighted mean over the equilibria, or zero if this step skips the penalty.
 
         Args:
-            equilibria: those of a forward pass.
+            equilibria: the equilibria of a forward pass.
             step: the optimizer step, for the schedule.
         """
         weight = self.weight_at(step)

@@ -15,14 +15,14 @@ from deq_lightning.state import State
 def spectral_radius(f: FixedPointMap, z: State, steps: int = 30) -> Tensor:
     """Estimate the spectral radius of the Jacobian of f at `z` by Arnoldi's method.
 
-    Right for complex pairs of eigenvalues, on which the power method's Rayleigh quotient never settles. The start is a
-    fixed vector, so the answer can be repeated and the random state is left alone.
+    Handles complex pairs of eigenvalues, on which the power method's Rayleigh quotient never settles. The start is a
+    fixed vector, so the answer is reproducible and the random state is left alone.
 
     Args:
         f: the map.
         z: where to linearise it; dimension 0 is the batch.
-        steps: vector-Jacobian products, 1 or more; memory: one state each. The answer is exact once it is the dimension
-            of the state.
+        steps: vector-Jacobian products, 1 or more; memory: one state each. The answer is exact once `steps` reaches the
+            dimension of the state.
 
     Returns:
         (batch,) the radius of every sample; NaN where the Jacobian is not finite.
@@ -35,7 +35,7 @@ def spectral_radius(f: FixedPointMap, z: State, steps: int = 30) -> Tensor:
     """
     at_least(1, steps=steps)
     jacobian = Jacobian(f, z)
-    # No graph may hold what was made in inference mode. J has the spectrum of its transpose.
+    # No graph may hold tensors made in inference mode. J has the spectrum of its transpose.
     product = jacobian if torch.is_inference_mode_enabled() else jacobian.transposed
     with torch.no_grad(), torch.autocast(jacobian.leaf.device.type, enabled=False):
         hessenberg = _arnoldi(product, jacobian.leaf, min(steps, jacobian.leaf.shape[1]))

@@ -32,12 +32,12 @@ def attach_adjoint(f: FixedPointMap, z: State, adjoint: Adjoint) -> State:
         return mix(z, f(z), 1)
     jacobian = Jacobian(f, z)
     if not _reaches_a_leaf(jacobian.fz, besides=jacobian.leaf):
-        return unpack(jacobian.fz.detach(), z)  # no parameter wants a gradient: nobody needs the adjoint
+        return unpack(jacobian.fz.detach(), z)  # no parameter wants a gradient, so the adjoint is not needed
     return unpack(_ReplaceGradient.apply(jacobian.fz, lambda g: adjoint(jacobian, g)), z)
 
 
 def _reaches_a_leaf(output: Tensor, besides: Tensor) -> bool:
-    """Say whether a gradient of `output` would arrive anywhere else than at the leaf `besides`."""
+    """Return whether a gradient of `output` would reach any leaf other than `besides`."""
     nodes, seen = [output.grad_fn], set()
     while nodes:
         node = nodes.pop()
@@ -52,12 +52,12 @@ def _reaches_a_leaf(output: Tensor, besides: Tensor) -> bool:
 
 
 class _ReplaceGradient(torch.autograd.Function):
-    """The identity, with a backward of the caller's choice."""
+    """The identity, with a backward that the caller chooses."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, value: Tensor, backward: Callable[[Tensor], Tensor]) -> Tensor:
         ctx.replace = backward  # type: ignore[attr-defined]
-        return value.detach()  # no copy: whoever writes to it is caught, because both share one version counter
+        return value.detach()  # no copy: a write to it is detected, because both share one version counter
 
     @staticmethod
     def backward(ctx: FunctionCtx, g: Tensor) -> tuple[Tensor, None]:

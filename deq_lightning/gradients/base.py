@@ -1,4 +1,4 @@
-"""The one crossroads of solver, gradient and model: `GradientStrategy.fixed_point`."""
+"""The base class of gradient strategies, where solver, gradient and model meet."""
 
 from abc import ABC, abstractmethod
 from typing import Any, final
@@ -21,12 +21,11 @@ def unroll(f: FixedPointMap, z: State, steps: int) -> State:
 
 
 class GradientStrategy(Configured, Callback, ABC):
-    """How an equilibrium is differentiated. A strategy of your own implements `attach` and nothing else.
+    """How an equilibrium is differentiated. To write your own strategy, implement `attach`; nothing else is needed.
 
-    It is a Lightning callback so that checkpoints carry its schedule and a trainer can be given one, but the callback
-    hooks only move the schedule: the mathematics is in `fixed_point` and `attach`, which are not hooks. Without a
-    trainer set `model.gradient = UPG(k=5)`; with a schedule, also count `model.gradient.step += 1` after every
-    optimizer step.
+    It is a Lightning callback so that checkpoints carry its schedule and it can be passed to a trainer, but the hooks
+    only move the schedule: the mathematics is in `fixed_point` and `attach`, which are not hooks. Without a trainer set
+    `model.gradient = UPG(k=5)`; with a schedule, also count `model.gradient.step += 1` after every optimizer step.
 
     Args:
         pretrain_steps: optimizer steps of the unrolled stage, in which the cell is applied `unroll_steps` times from
@@ -49,12 +48,12 @@ class GradientStrategy(Configured, Callback, ABC):
         """Return the fixed point with the gradient of this strategy.
 
         Args:
-            f: the map; its parameters and injection are what the gradient must reach.
+            f: the map; the gradient must reach its parameters and injection.
             z: the fixed point found by the solver, without a graph.
 
         Returns:
-            A state equal to `z` or to a refinement of it, whose backward is the strategy. The same with gradients off,
-            where it has none.
+            A state equal to `z` or to a refinement of it, whose backward is the strategy. With gradients off, the same
+            state without a backward.
         """
 
     @property
@@ -64,28 +63,28 @@ class GradientStrategy(Configured, Callback, ABC):
 
     @final
     def fixed_point(self, f: FixedPointMap, z0: State, solver: Solver) -> tuple[State, Solution | None]:
-        """Solve z = f(z) from `z0`, and let `attach` make the state of it that the prediction uses.
+        """Solve z = f(z) from `z0`, and let `attach` turn the solution into the state that the prediction uses.
 
-        With gradients off too: a model in evaluation mode answers the same with and without gradients, and the same as
-        in training but for dropout, statistics of the batch, and the solver's budget. That matters where the budget is
-        so short that the strategy's own steps are a part of the model.
+        `attach` runs with gradients off too: a model in evaluation mode answers the same with and without gradients,
+        and the same as in training except for dropout, batch statistics and the solver's budget. That matters where the
+        budget is so short that the strategy's own steps are part of the model.
 
         Returns:
-            The state, and the solver's report on the point that it found, from which `attach` starts; None in the
-            unrolled stage: nothing is solved there.
+            The state, and the solver's report on the point that `attach` starts from; None in the unrolled stage, where
+            nothing is solved.
         """
         if self.unrolled:
             return unroll(f, z0, self.unroll_steps), None
         return self.solve_and_attach(f, z0, solver)
 
     def solve_and_attach(self, f: FixedPointMap, z0: State, solver: Solver) -> tuple[State, Solution]:
-        """Do what `fixed_point` does outside of the unrolled stage; for strategies that need more of the solver."""
+        """Solve and attach outside the unrolled stage; override it in a strategy that needs more from the solver."""
         solution = solver.solve(f, z0)
         return self.attach(f, solution.z), solution
 
     @property
     def state_key(self) -> str:
-        """One key for all strategies: a run resumed with another one continues the schedule."""
+        """One key for all strategies, so that a run resumed with another strategy continues the schedule."""
         return "GradientStrategy"
 
     def state_dict(self) -> dict[str, Any]:
@@ -97,7 +96,7 @@ class GradientStrategy(Configured, Callback, ABC):
         self.step = state_dict["step"]
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
-        """Move the schedule to the optimizer steps made so far."""
+        """Set the schedule to the number of optimizer steps so far."""
         del args, kwargs
         self.step = trainer.global_step
 

@@ -27,8 +27,9 @@ class Implicit(GradientStrategy):
         adjoint_solver: any solver; it works on w ↦ Jᵀw + g from w = g, with residuals and tolerance relative to ‖g‖, so
             that the scale of the loss does not matter. None: `GMRES()`.
         reuse_inverse: whether to start and precondition the adjoint solve with the inverse Jacobian that the model's
-            `Broyden` solver has built, as SHINE does with refinement. On stiff cells several times more exact for the
-            same number of products, on others less; its history must be long, and stays in memory until backward.
+            `Broyden` solver has built, as SHINE does with refinement. On stiff cells this is several times more exact
+            for the same number of products, on others less; the solver's history must be long, and stays in memory
+            until backward.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -53,10 +54,10 @@ class Implicit(GradientStrategy):
         self.adjoint_solutions: list[Solution] = []
 
     def solve_and_attach(self, f: FixedPointMap, z0: State, solver: Solver) -> tuple[State, Solution]:
-        """Solve and attach the gradient, with what the solver has learnt of (I − J)⁻¹ if wanted.
+        """Solve and attach the gradient, with the solver's estimate of (I − J)⁻¹ if `reuse_inverse` is set.
 
         Raises:
-            CombinationError: if `reuse_inverse` is wanted of a solver that builds no inverse.
+            CombinationError: if `reuse_inverse` is set and the solver builds no inverse.
         """
         if not self.reuse_inverse or not torch.is_grad_enabled():
             return super().solve_and_attach(f, z0, solver)
@@ -72,8 +73,8 @@ class Implicit(GradientStrategy):
     def attach(self, f: FixedPointMap, z: State) -> State:
         """Return f(z) with the implicit gradient.
 
-        As backward goes, `adjoint_solutions` fills with the reports of the adjoint solves, without their `z`; the first
-        `attach` after it begins a new list.
+        Backward appends the reports of the adjoint solves, without their `z`, to `adjoint_solutions`; the next `attach`
+        begins a new list.
         """
         return attach_adjoint(f, z, self._adjoint())
 
@@ -84,8 +85,8 @@ class Implicit(GradientStrategy):
         reports = self.adjoint_solutions
 
         def solve(jacobian: Jacobian, g: Tensor) -> Tensor:
-            # Of about unit length, or products in half precision would overflow inside the solver, which steps around
-            # what is not finite, and a loss scaler would never hear of it. A power of two keeps every bit.
+            # Scaled to about unit length: otherwise products in half precision could overflow inside the solver, which
+            # steps around non-finite values, and a loss scaler would never notice. A power of two keeps every bit.
             norm = torch.linalg.vector_norm(g, dim=1, keepdim=True)
             size = torch.exp2(torch.frexp(norm).exponent.to(g.dtype))
             unit = g / size
@@ -119,7 +120,7 @@ class AdjointMap:
 
 
 class Preconditioned:
-    """The map w ↦ w + P(Jᵀw + g − w), of the same fixed point.
+    """The map w ↦ w + P(Jᵀw + g − w), which has the same fixed point.
 
     Args:
         jacobian: J.

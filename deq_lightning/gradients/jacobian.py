@@ -14,7 +14,7 @@ from deq_lightning.state import State, pack
 class Jacobian:
     """The Jacobian J of f at a state, as products with (batch, dim) tensors.
 
-    f is always evaluated under the autocast state of whoever makes this object, in backward as well.
+    f is always evaluated under the autocast state in which this object was made, in backward as well.
 
     Args:
         f: the map.
@@ -34,7 +34,7 @@ class Jacobian:
             return self.flat_map(self.leaf)
 
     def transposed(self, w: Tensor, create_graph: bool = False) -> Tensor:
-        """Return Jᵀw by going back through the one graph, which stays."""
+        """Return Jᵀw by backpropagation through the one graph, which is kept."""
         if not self.fz.requires_grad:
             return torch.zeros_like(w)  # f depends on nothing
         return torch.autograd.grad(

@@ -8,8 +8,8 @@ from deq_lightning.state import State, mix
 class JFB(GradientStrategy):
     r"""Jacobian-free backpropagation: differentiate one step at the fixed point, as if :math:`(I - J)^{-1}` were I.
 
-    The cheapest gradient there is, a descent direction where the cell is contractive enough. Equal to `UPG(k=1,
-    damping=1)` and `NPG(k=1, damping=1)`; as one-step gradient also the backward of MIND's Eq. 10 to 12.
+    The cheapest gradient, and a descent direction where the cell is contractive enough. Equal to `UPG(k=1, damping=1)`
+    and `NPG(k=1, damping=1)`; as a one-step gradient it is also the backward of MIND's Eq. 10 to 12.
 
     Args:
         pretrain_steps: optimizer steps of plain unrolling before the equilibrium is solved.

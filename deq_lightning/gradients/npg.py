@@ -14,7 +14,7 @@ from deq_lightning.state import State
 class NPG(GradientStrategy):
     r"""Neumann-series phantom gradient: a truncated series in place of the inverse.
 
-    Replaces :math:`(I - J^\top)^{-1} g` by :math:`\lambda \sum_{i<k} B^i g` at :math:`z^*`, with λ being `damping` and
+    Replaces :math:`(I - J^\top)^{-1} g` by :math:`\lambda \sum_{i<k} B^i g` at :math:`z^*`, where λ is `damping` and
     :math:`B = \lambda J^\top + (1-\lambda) I` (one factor λ, as in Eq. 17; the paper's Algorithm 3, read literally, has
     two). Equal to `UPG` at an exact fixed point, with the memory of one evaluation of the cell whatever `k` is.
 
@@ -22,7 +22,7 @@ class NPG(GradientStrategy):
         pretrain_steps: optimizer steps of plain unrolling before the equilibrium is solved.
         unroll_steps: applications of the cell in that stage.
         k: terms of the series, 1 or more; costs k − 1 vector-Jacobian products.
-        damping: λ in (0, 1]; smaller is more stable and needs more terms.
+        damping: λ in (0, 1]; 1 means no damping, smaller is more stable and needs more terms.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -43,7 +43,7 @@ class NPG(GradientStrategy):
         return attach_adjoint(f, z, self._series)
 
     def _series(self, jacobian: Jacobian, g: Tensor) -> Tensor:
-        """Horner's scheme: w ← g + B w, k − 1 times."""
+        """Sum the series by Horner's scheme: w ← g + B w, k − 1 times."""
         w = g
         for _ in range(self.k - 1):
             w = g + torch.lerp(w, jacobian.transposed(w), self.damping)

@@ -12,7 +12,7 @@ class Unrolled(GradientStrategy):
     compared with. `unroll_steps=1` is the explicit network of the JFB paper. Memory grows linearly with `unroll_steps`.
 
     Args:
-        pretrain_steps: accepted like everywhere; the unrolled stage never ends here.
+        pretrain_steps: accepted as in every strategy, but the unrolled stage never ends here.
         unroll_steps: applications of the cell, 1 or more.
 
     Raises:
@@ -21,7 +21,7 @@ class Unrolled(GradientStrategy):
 
     @property
     def unrolled(self) -> bool:
-        """Always: this strategy is the unrolled stage."""
+        """Always True: this strategy is the unrolled stage."""
         return True
 
     def attach(self, f: FixedPointMap, z: State) -> State:

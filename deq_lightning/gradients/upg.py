@@ -12,15 +12,15 @@ from deq_lightning.state import State, mix
 class UPG(GradientStrategy):
     r"""Unrolled phantom gradient: backpropagate through a few damped steps that start at the fixed point.
 
-    From a detached :math:`z^*`, takes :math:`z \leftarrow (1-\lambda) z + \lambda f(z)` `k` times, λ being `damping`.
+    From a detached :math:`z^*`, takes :math:`z \leftarrow (1-\lambda) z + \lambda f(z)` `k` times; λ is `damping`.
     Cheap and biased; usually the first thing to try. The prediction uses the state after the k steps, which also
     refines a fixed point that was not solved exactly. For the exact gradient use `Implicit`.
 
     Args:
         pretrain_steps: optimizer steps of plain unrolling before the equilibrium is solved.
         unroll_steps: applications of the cell in that stage.
-        k: damped steps, 1 or more. Memory grows linearly with it, unless `checkpoint`.
-        damping: λ in (0, 1]; smaller is more stable and needs more steps.
+        k: damped steps, 1 or more. Memory grows linearly with it, unless `checkpoint` is set.
+        damping: λ in (0, 1]; 1 means no damping, smaller is more stable and needs more steps.
         checkpoint: keep the graph of one step at a time, for one more evaluation of the cell per step in backward.
 
     Raises:

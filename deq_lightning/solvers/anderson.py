@@ -12,18 +12,18 @@ class Anderson(Solver):
     r"""Takes the combination of the last iterates whose residual is smallest (Anderson acceleration, type II).
 
     With residuals :math:`g_i = f(z_i) - z_i`, finds the weights that sum to one and minimise
-    :math:`\|\sum_i \alpha_i g_i\|`, and goes to :math:`\sum_i \alpha_i (z_i + \beta g_i)`, β being `damping`.
+    :math:`\|\sum_i \alpha_i g_i\|`, and goes to :math:`\sum_i \alpha_i (z_i + \beta g_i)`, where β is `damping`.
 
     Args:
-        max_steps: evaluations of f at most, 1 or more.
+        max_steps: maximum evaluations of f, 1 or more.
         rtol: a sample has converged when ‖f(z) − z‖ ≤ atol + rtol·‖f(z)‖.
         atol: absolute part of the tolerance.
-        check_every: evaluations between two looks at the stop test.
+        check_every: evaluations between checks of the stop test.
         history: iterates remembered, 1 or more. Memory: two states each.
-        damping: β in (0, 1]; 1 takes the whole step.
+        damping: β in (0, 1]; 1 means no damping.
         ridge: Tikhonov term of the small system, relative to each residual's own scale, so that acceleration does not
             fade as the residual falls and the answer does not depend on the units of the state. 0 or more.
-        eval_max_steps: evaluations of f at most where a model is in evaluation mode; None: as in training.
+        eval_max_steps: maximum evaluations of f when a model is in evaluation mode; None: as in training.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -65,7 +65,7 @@ class Mixing:
     Args:
         z: (batch, dim) gives shapes, dtype and device.
         length: iterates remembered.
-        damping: part of the residual that is added to an iterate.
+        damping: fraction of the residual added to an iterate; 1 means no damping.
         ridge: relative Tikhonov term.
     """
 

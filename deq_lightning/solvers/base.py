@@ -13,16 +13,16 @@ from deq_lightning.solvers.best_iterate import BestIterate
 from deq_lightning.solvers.solution import FixedPointMap, Solution
 from deq_lightning.state import State, pack, parts, shapes, unpack
 
-# With fewer running samples than this part of the batch, a map that can be restricted is restricted to them: no more
-# than a third of the work goes to samples that are done, and copying the history stays rare.
+# When less than this share of the batch is still running, a map that can be restricted is restricted to it: at most a
+# third of the work goes to finished samples, and copying the history stays rare.
 CROWDED = 0.75
 
 
 class Advance(Protocol):
     """The step of a solve: from an iterate, f of it and their difference f(z) − z, each (batch, dim), to the next.
 
-    It must not write to its arguments. One that also has `select(rows)`, which keeps what it remembers of these samples
-    only, lets samples that are done leave the solve.
+    It must not write to its arguments. If it also has `select(rows)`, which keeps the memory of these samples only,
+    finished samples can leave the solve.
     """
 
     def __call__(self, z: Tensor, fz: Tensor, gap: Tensor) -> Tensor:
@@ -30,18 +30,19 @@ class Advance(Protocol):
 
 
 class Solver(Configured, ABC):
-    """Solves z = f(z), every sample of the batch for itself.
+    """Solves z = f(z) for each sample of the batch separately.
 
-    Subclasses implement `start`. Evaluations are counted the same way everywhere: one call of f is one step.
+    To derive a solver, implement `start`, which returns the step from one iterate to the next (see `Advance`).
+    Evaluations are counted the same way everywhere: one call of f is one step.
 
     Args:
-        max_steps: evaluations of f at most, 1 or more.
+        max_steps: maximum evaluations of f, 1 or more.
         rtol: a sample has converged when ‖f(z) − z‖ ≤ atol + rtol·‖f(z)‖. With both tolerances 0 the whole budget runs
             and the host never waits for the device.
         atol: absolute part of the tolerance, in the units of the state's Euclidean norm.
-        check_every: evaluations between two looks at the stop test (the first look is at the first evaluation). A look
+        check_every: evaluations between checks of the stop test (the first check is at the first evaluation). A check
             makes the host wait for the device.
-        eval_max_steps: evaluations of f at most where a model is in evaluation mode, 1 or more. None: as in training.
+        eval_max_steps: maximum evaluations of f when a model is in evaluation mode, 1 or more. None: as in training.
             `solve` itself knows no modes: a model asks for `for_evaluation()`.
 
     Raises:
@@ -73,16 +74,16 @@ class Solver(Configured, ABC):
         """Begin a solve at the (batch, dim) tensor `z`.
 
         Returns:
-            The step, as described by `Advance`. Whatever it remembers lives as long as this one solve.
+            The step, as described by `Advance`. Its memory lasts for this one solve.
         """
 
     def start_on(self, f: FixedPointMap, z: Tensor) -> Advance:
-        """Begin a solve of `f`; for a solver that needs more of the map than its values."""
+        """Begin a solve of `f`; override it in a solver that needs more of the map than its values."""
         del f
         return self.start(z)
 
     def for_evaluation(self) -> "Solver":
-        """Return the solver with the budget of evaluations."""
+        """Return the solver with its budget for evaluation mode."""
         if self.eval_max_steps is None:
             return self
         other = copy.copy(self)
@@ -95,10 +96,10 @@ class Solver(Configured, ABC):
 
         Args:
             f: maps a tensor or a tuple of tensors (dimension 0 is the batch) to the same structure and shapes. If it
-                has `subset(rows)`, which returns the map of these samples alone (or None), samples that are done are
-                not evaluated any further. If it has a `partition` that is not None, the state is one sample to the
-                algebra of the solver, and stopping, choice and report go by the samples of the partition.
-            z0: where to start.
+                has `subset(rows)`, which returns the map of these samples alone (or None), finished samples are no
+                longer evaluated. If it has a `partition` that is not None, the solver's algebra treats the state as
+                one sample, and stopping, choice and report go by the samples of the partition.
+            z0: the starting point.
             scale: (batch,) what residuals and `rtol` are relative to. None: ‖f(z)‖. A linear system whose right-hand
                 side is b passes ‖b‖: an iterate that is far too long would look good beside its own length.
 
@@ -110,9 +111,9 @@ class Solver(Configured, ABC):
     @final
     @torch.no_grad()
     def run(self, f: FixedPointMap, z0: State, scale: Tensor | None = None) -> tuple[Solution, Advance | None]:
-        """Find z = f(z) as `solve` does, and return what the solver remembered at the end as well.
+        """Find z = f(z) as `solve` does, and also return the solver's memory at the end.
 
-        That is as large as the history of the solver. It is None where samples have left the solve before its end.
+        The memory is as large as the solver's history. It is None if samples left the solve before its end.
         """
         z = pack(z0).detach()
         flat = FlatMap(f, like=z0, device=z.device.type)
@@ -149,7 +150,7 @@ class Solver(Configured, ABC):
 
 
 class FlatMap:
-    """A map of states as one of (batch, dim) tensors, evaluated under the autocast state of whoever makes it.
+    """A map of states as a map of (batch, dim) tensors, evaluated under the autocast state of its creator.
 
     Args:
         f: the map.

@@ -10,9 +10,9 @@ from deq_lightning.state import State, unpack
 
 
 class BestIterate:
-    """Keeps, sample by sample, the iterate to return and what is to be said of it.
+    """Keeps the iterate to return for each sample, and what to report about it.
 
-    A sample is running until it meets the tolerance or turns non-finite; from then on nothing of it changes. During the
+    A sample is running until it meets the tolerance or turns non-finite; after that it no longer changes. During the
     solve one key per evaluation decides: the relative residual, or −1 where only the absolute tolerance is met. Steps,
     status and residual are read off the record at the end.
 
@@ -37,7 +37,7 @@ class BestIterate:
         self.atol = atol
         self.rtol = rtol
         self.scale = scale
-        # A tensor made on the device, because every use of a number with a tensor would first make a tensor of it.
+        # A tensor on the device, because a number would be converted to one at every use.
         self.tiny = z.new_full((), torch.finfo(z.dtype).tiny)
         count = len(z) if partition is None else partition.count
         self.bound = z.new_full((count,), torch.inf)  # the key to beat; −inf or NaN once the sample no longer runs
@@ -47,7 +47,7 @@ class BestIterate:
         self.whole: Tensor | None = None  # the iterates of all samples
 
     def update(self, z: Tensor, fz: Tensor, gap: Tensor) -> None:
-        """Take note of one evaluation."""
+        """Record one evaluation."""
         distance = self._lengths(gap)
         scale = self._lengths(fz) if self.scale is None else self.scale
         residual = key = distance / torch.maximum(scale, self.tiny)  # 0 / 0 is an exact fixed point at the origin
@@ -67,7 +67,7 @@ class BestIterate:
         return squares.new_zeros(self.partition.count).index_add_(0, index, squares).sqrt()
 
     def _replace(self, better: Tensor, z: Tensor) -> None:
-        """Take over the iterates of the samples for which `better` holds."""
+        """Copy the iterates of the samples for which `better` holds."""
         if self.partition is None:
             replace_rows(better, self.z, z)
         else:
@@ -75,11 +75,11 @@ class BestIterate:
             replace_rows(better[index], self.z.view(len(index), -1), z.view(len(index), -1))
 
     def running(self) -> Tensor:
-        """Return the places, among the samples in the solve, of those that still run (waits for the device)."""
+        """Return the indices of the running samples among those in the solve (waits for the device)."""
         return (self.bound > -torch.inf).nonzero()[:, 0]
 
     def select(self, rows: Tensor) -> None:
-        """Let all samples but these leave the solve."""
+        """Remove all samples but these from the solve."""
         self.whole = self._iterates()
         self.rows = rows if self.rows is None else self.rows[rows]
         self.z, self.bound = self.z[rows], self.bound[rows]
@@ -90,7 +90,7 @@ class BestIterate:
         return self.z if self.whole is None or self.rows is None else self.whole.index_copy(0, self.rows, self.z)
 
     def _of_all(self, values: Tensor) -> Tensor:
-        """Return the (batch,) values of all samples; those that left have none any more."""
+        """Return the (batch,) values of all samples; NaN for those that left."""
         if self.whole is None or self.rows is None:
             return values
         return values.new_full((len(self.whole),), torch.nan).index_copy(0, self.rows, values)

@@ -12,16 +12,16 @@ class Broyden(Solver):
     r"""Quasi-Newton method on g(z) = f(z) − z with Broyden's first ("good") update of the inverse Jacobian.
 
     The inverse is −I plus `history` outer products, so a step costs one product with the history and one with its
-    transpose; the line search that the literature leaves switched off is not built.
+    transpose; the line search, which the literature leaves switched off, is not implemented.
 
     Args:
-        max_steps: evaluations of f at most, 1 or more.
+        max_steps: maximum evaluations of f, 1 or more.
         rtol: a sample has converged when ‖f(z) − z‖ ≤ atol + rtol·‖f(z)‖.
         atol: absolute part of the tolerance.
-        check_every: evaluations between two looks at the stop test.
-        history: pairs (outer products) remembered, 1 or more; when they are full, all but the newest are forgotten.
-            Memory: two states each, never more than the budget needs.
-        eval_max_steps: evaluations of f at most where a model is in evaluation mode; None: as in training.
+        check_every: evaluations between checks of the stop test.
+        history: pairs (outer products) remembered, 1 or more; once they are full, all but the newest pair are
+            forgotten. Memory: two states each, never more than the budget needs.
+        eval_max_steps: maximum evaluations of f when a model is in evaluation mode; None: as in training.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -50,7 +50,7 @@ class Broyden(Solver):
 
 
 class InverseUpdates:
-    """The memory of one Broyden solve: the inverse Jacobian −I + Σ uᵢ vᵢᵀ and the step taken last.
+    """The memory of one Broyden solve: the inverse Jacobian −I + Σ uᵢ vᵢᵀ and the last step.
 
     Args:
         z: (batch, dim) gives shapes, dtype and device.

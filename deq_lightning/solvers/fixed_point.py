@@ -10,15 +10,15 @@ from deq_lightning.solvers.base import Advance, Solver
 class FixedPointIteration(Solver):
     r"""Iterates z ← (1 − damping)·z + damping·f(z).
 
-    Converges where the spectral radius of the (damped) Jacobian is below 1; the cheapest algebra and the least memory.
+    Converges where the spectral radius of the (damped) Jacobian is below 1. Has the cheapest algebra and least memory.
 
     Args:
-        max_steps: evaluations of f at most, 1 or more.
+        max_steps: maximum evaluations of f, 1 or more.
         rtol: a sample has converged when ‖f(z) − z‖ ≤ atol + rtol·‖f(z)‖; the residual is never scaled by `damping`.
         atol: absolute part of the tolerance.
-        check_every: evaluations between two looks at the stop test.
-        damping: part of the step that is taken, in (0, 1]; 1 is plain (Picard) iteration.
-        eval_max_steps: evaluations of f at most where a model is in evaluation mode; None: as in training.
+        check_every: evaluations between checks of the stop test.
+        damping: fraction of the step to take, in (0, 1]; 1 means no damping: plain (Picard) iteration.
+        eval_max_steps: maximum evaluations of f when a model is in evaluation mode; None: as in training.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -38,7 +38,7 @@ class FixedPointIteration(Solver):
         self.damping = damping
 
     def start(self, z: Tensor) -> Advance:
-        """Begin a solve; nothing is remembered."""
+        """Begin a solve, which needs no memory."""
         del z
         return Relaxation(self.damping)
 
@@ -47,7 +47,7 @@ class Relaxation:
     """The damped step.
 
     Args:
-        damping: part of the step that is taken.
+        damping: fraction of the step to take; 1 means no damping.
     """
 
     def __init__(self, damping: float) -> None:
@@ -58,4 +58,4 @@ class Relaxation:
         return fz if self.damping == 1 else torch.add(z, gap, alpha=self.damping)
 
     def select(self, rows: Tensor) -> None:
-        """Forget nothing, because nothing is remembered."""
+        """Do nothing: there is no memory to restrict."""

@@ -12,17 +12,17 @@ class GMRES(Solver):
     r"""Minimises the residual of an *affine* map over its Krylov space; meant for adjoint systems w = Jᵀw + g.
 
     Uses the form of GMRES that keeps directions and their images (generalised conjugate residuals): every evaluation is
-    made at a usable iterate, so residuals are measured and not estimated. Once the history is full it begins anew:
-    forgetting the oldest direction only can stall for good. On a map that is not affine the answer is still only
-    returned with its true residual.
+    made at a usable iterate, so residuals are measured, not estimated. Once the history is full, it restarts:
+    forgetting only the oldest direction can stall for good. On a map that is not affine, the answer still comes with
+    its true residual.
 
     Args:
-        max_steps: evaluations of f (for an adjoint system: vector-Jacobian products) at most, 1 or more.
+        max_steps: maximum evaluations of f (for an adjoint system: vector-Jacobian products), 1 or more.
         rtol: a sample has converged when ‖f(z) − z‖ ≤ atol + rtol·‖f(z)‖.
         atol: absolute part of the tolerance.
-        check_every: evaluations between two looks at the stop test.
-        history: directions remembered before it begins anew, 1 or more. Memory: two states each.
-        eval_max_steps: evaluations of f at most where a model is in evaluation mode; None: as in training.
+        check_every: evaluations between checks of the stop test.
+        history: directions remembered before it restarts, 1 or more. Memory: two states each.
+        eval_max_steps: maximum evaluations of f when a model is in evaluation mode; None: as in training.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -106,7 +106,7 @@ class ConjugateResiduals:
 
         Projecting twice keeps the images orthogonal to working precision where one pass loses digits.
         """
-        slot = used = self.count % self.length  # 0 once the history was full
+        slot = used = self.count % self.length  # 0 once the history is full
         for _ in range(2 if used else 0):
             overlap = inner_products(self.images[:, :used], image)
             image = image - combination(overlap, self.images[:, :used])

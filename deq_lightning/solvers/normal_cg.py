@@ -18,23 +18,23 @@ MISPLACED = (
 class NormalCG(Solver):
     r"""Conjugate gradients on :math:`A^\top A w = A^\top g`, the Jacobian-based baseline of the JFB paper.
 
-    For `Implicit` only: :math:`A = I - J^\top`, and the product with :math:`A^\top` is a forward-mode one that the
-    adjoint map brings along. Every step costs one evaluation and one such product. Squaring the system squares its
-    condition number, so `GMRES` needs fewer products; but it needs no history, and converges whatever A is.
+    For `Implicit` only: :math:`A = I - J^\top`, and the adjoint map supplies the product with :math:`A^\top` in forward
+    mode. Every step costs one evaluation and one such product. Squaring the system squares its condition number, so
+    `GMRES` needs fewer products; but this method needs no history and converges for every A.
 
-    The published baseline stops at an absolute tolerance that is above the right-hand side on MNIST, that is after one
-    iteration; here the tolerance is relative to ‖g‖.
+    The published baseline stops at an absolute tolerance that exceeds the right-hand side on MNIST, so it stops after
+    one iteration; here the tolerance is relative to ‖g‖.
 
     Args:
-        max_steps: vector-Jacobian products, and Jacobian-vector products, at most, 1 or more.
+        max_steps: maximum number of vector-Jacobian products, and of Jacobian-vector products, 1 or more.
         rtol: a sample has converged when ‖g − A w‖ ≤ atol + rtol·‖g‖.
         atol: absolute part of the tolerance.
-        check_every: steps between two looks at the stop test.
-        eval_max_steps: of no use here, where nothing is solved in evaluation.
+        check_every: steps between checks of the stop test.
+        eval_max_steps: unused, because adjoint systems are not solved in evaluation.
 
     Raises:
         ValueError: if an argument is out of its range.
-        CombinationError: if the map to be solved brings no transposed product.
+        CombinationError: if the map has no transposed product.
 
     References:
         Fung et al., "JFB: Jacobian-free backpropagation for implicit networks", AAAI 2022, arXiv:2103.12803.
@@ -56,10 +56,10 @@ class NormalCG(Solver):
 class NormalDirections:
     """The memory of one solve: the minimiser, its residual, and the direction of the next step.
 
-    f is evaluated where the last stride would lead, so that the iterate is measured; since f is affine, the image of
-    the direction, and with it the right stride, can be read off the change of the residual. An error of the residual
-    carried along then enters the next one with the relative change of the stride, which may enlarge it: so from time to
-    time f is evaluated at the minimiser itself.
+    f is evaluated where the last stride would lead, so that the iterate is measured. Since f is affine, the change of
+    the residual gives the image of the direction, and with it the right stride. An error in the residual carried along
+    enters the next one with the relative change of the stride, which may enlarge it, so every `refresh_every` strides f
+    is evaluated at the minimiser itself.
 
     Args:
         transposed: v ↦ J v, where f(w) = Jᵀ w + g.

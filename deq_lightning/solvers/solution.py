@@ -1,4 +1,4 @@
-"""What is given to a solver and what it answers."""
+"""The inputs and results of a solver."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ FixedPointMap = Callable[[Any], Any]  # from a State to one of the same structur
 
 @dataclass(frozen=True)
 class Partition:
-    """Which sample every row belongs to, in a state of several samples that can only be evaluated together.
+    """The sample that each row belongs to, in a state of several samples that can only be evaluated together.
 
     A batch of graphs is one such state, (1, rows, ...), whose rows are the nodes.
 
     Args:
         index: (rows,) sample of each row, 0 to count − 1.
-        count: samples.
+        count: number of samples.
     """
 
     index: Tensor
@@ -28,7 +28,7 @@ class Partition:
 
 
 class Status(IntEnum):
-    """How the solve of one sample ended; `message` is the sentence for a person."""
+    """How the solve of one sample ended; `message` explains it."""
 
     message: str
 
@@ -54,16 +54,16 @@ class Status(IntEnum):
 
 @dataclass(frozen=True)
 class Solution:
-    """The answer of a solver and what it cost.
+    """The result of a solve and its cost.
 
     Args:
-        z: the fixed point, of the structure of `z0`: for each sample the first iterate that met the tolerance, else the
-            one of lowest residual.
+        z: the fixed point, with the structure of `z0`: for each sample the first iterate that met the tolerance, else
+            the iterate with the lowest residual.
         residual: (batch,) ‖f(z) − z‖ / ‖f(z)‖ (or the scale given) of exactly this `z`; infinite if f never returned
             finite values.
         steps: (batch,) evaluations of f until the sample met the tolerance or diverged, else all of them.
         status: (batch,) codes of `Status`.
-        evaluations: how often f was called.
+        evaluations: number of calls of f.
     """
 
     z: State

@@ -1,4 +1,4 @@
-"""What the data modules on graphs share."""
+"""The base classes of graph data modules."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -22,14 +22,14 @@ class GraphTrainLoader(TrainLoader, DataLoader):
 
 
 class GraphDataModule(DataModule):
-    """Base of the data modules on graphs, which are held in memory as `Data` objects of PyTorch Geometric.
+    """Base class of graph data modules, which hold graphs in memory as `Data` objects of PyTorch Geometric.
 
-    `setup` calls `describe`.
+    To derive one, implement `setup`, which fills `train_set`, `val_set` and `test_set`, and calls `describe`.
 
     Args:
         batch_size: training graphs per step and device, 1 or more.
         eval_batch_size: graphs per validation, test or prediction step; by default `batch_size`.
-        num_workers: processes that put graphs together; by default 0.
+        num_workers: processes that collate graphs; by default 0.
         seed: fixes the splits and the order of the training graphs, 0 or more.
 
     Raises:
@@ -43,48 +43,48 @@ class GraphDataModule(DataModule):
 
     @property
     def samples(self) -> Samples | None:
-        """What the graphs are; they are read, unless they have been."""
+        """Description of the graphs, which are read if they have not been."""
         if self._samples is None:
             self.prepare_data()
             self.setup()
         return self._samples
 
     def describe(self, kind: str, graph: Data, classes: int, perron: float = 1.0) -> None:
-        """Say what the graphs are.
+        """Set the description that `samples` returns.
 
         Args:
-            kind: one of those in `deq_lightning.samples`.
-            graph: one of them.
-            classes: classes or labels.
+            kind: one of the kinds in `deq_lightning.samples`.
+            graph: one of the graphs, for the number of features.
+            classes: number of classes or labels.
             perron: bound on the Perron-Frobenius eigenvalue of the adjacency of every graph.
         """
         self._samples = Samples(kind, features=graph.num_features, classes=classes, perron=perron)
 
 
 class GraphFiles(GraphDataModule):
-    """Base of the data modules that read their graphs from files; a subclass says which, and how they are fetched."""
+    """Base class of data modules that read graphs from files; implement `folder`, `files`, `fetch` and `setup`."""
 
     name: str  # of the collection
     root: str
     download: bool
-    doubtful: ClassVar[str] = "the connection"  # where a download fails
+    doubtful: ClassVar[str] = "the connection"  # what to check where a download fails
 
     @property
     @abstractmethod
     def folder(self) -> Path:
-        """Where the files are."""
+        """Folder that holds the files."""
 
     @property
     @abstractmethod
     def files(self) -> list[str]:
-        """Names of the files in it."""
+        """Names of the files in the folder."""
 
     @abstractmethod
     def fetch(self) -> None:
-        """Download them."""
+        """Download the files."""
 
     def prepare_data(self) -> None:
-        """Download what is missing if allowed."""
+        """Download missing files if `download` allows it."""
         missing = [path for path in (self.folder / file for file in self.files) if not path.is_file()]
         if not missing:
             return
@@ -102,12 +102,12 @@ class GraphFiles(GraphDataModule):
             ) from error
 
     def _others(self) -> str:
-        """Name what is there instead."""
+        """Name the collections that are there instead, for the error message."""
         return ""
 
 
 def check_graphs(graphs: Sequence[Data], place: str) -> None:
-    """Raise a DataError unless every graph has nodes, and edges between them alone."""
+    """Raise a DataError unless every graph has nodes, and edges only between them."""
     for number, graph in enumerate(graphs):
         if not graph.num_nodes:
             raise DataError(f"graph {number + 1} under `{place}` has no nodes. Leave it out of the files.")
@@ -117,7 +117,7 @@ def check_graphs(graphs: Sequence[Data], place: str) -> None:
 
 
 class OneGraph(GraphDataModule):
-    """Base of the data modules of one graph, whose masks say which nodes train, validate and test.
+    """Base class of data modules with one graph, whose masks say which nodes train, validate and test.
 
     Args:
         seed: fixes the splits, 0 or more.

@@ -1,4 +1,4 @@
-"""Chains of nodes, on which one sees how far a model sees."""
+"""Chains of nodes, which show how far a model sees."""
 
 import numpy as np
 import torch
@@ -17,14 +17,14 @@ class Chains(OneGraph):
 
     The generator of the IGNN paper: coordinate c of the first node of a chain of class c is 1, all else is noise, and
     features are row-normalised by PyTorch Geometric's `NormalizeFeatures`. Edges go from each node to the next and have
-    the weights D^(-1/2) (A + I) D^(-1/2), with D of the row sums: an adjacency that is not symmetric.
+    the weights D^(-1/2) (A + I) D^(-1/2), where D holds the row sums: an adjacency that is not symmetric.
 
     Args:
         length: nodes of a chain, 1 or more.
-        classes: 2 or more, at most `features`.
-        chains_per_class: 1 or more.
-        features: of a node.
-        noise: features get a number from U(−noise, noise) each, 0 or more.
+        classes: number of classes, 2 or more, at most `features`.
+        chains_per_class: chains of each class, 1 or more.
+        features: features of a node.
+        noise: each feature gets a number from U(−noise, noise), 0 or more.
         train_size: nodes that train, drawn from all: their number, 1 or more, or their share, in (0, 1).
         val_size: nodes that validate, likewise.
         test_size: nodes that test, likewise.
@@ -32,7 +32,7 @@ class Chains(OneGraph):
 
     Raises:
         ValueError: if an argument is out of its range.
-        SplitError: from `setup`, if there are not as many nodes.
+        SplitError: from `setup`, if there are too few nodes.
 
     References:
         Gu et al., "Implicit graph neural networks", NeurIPS 2020, arXiv:2009.06211, Section 5.

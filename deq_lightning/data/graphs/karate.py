@@ -11,12 +11,12 @@ from deq_lightning.data.graphs.base import OneGraph, mask
 class KarateClub(OneGraph):
     """Zachary's karate club: 34 members in four communities, embedded in PyTorch Geometric, nothing to download.
 
-    One member of each community trains, as PyTorch Geometric has it. Features are one-hot, and edges have the weights
+    One member of each community trains, as in PyTorch Geometric. Features are one-hot, and edges have the weights
     D^(-1/2) (A + I) D^(-1/2).
 
     Args:
-        val_size: of the other 30 members, how many validate, 1 to 29, or what share of them, in (0, 1); the rest tests.
-        seed: fixes which, 0 or more.
+        val_size: members of the other 30 that validate: their number, 1 to 29, or share, in (0, 1); the rest test.
+        seed: fixes which of them validate, 0 or more.
 
     Raises:
         ValueError: if an argument is out of its range.

@@ -19,7 +19,7 @@ Normalization = Literal["perron", "gcn", "none"]
 
 
 def perron_bound(edge_index: Tensor, nodes: int, steps: int = 100) -> float:
-    """Return a number that the Perron-Frobenius eigenvalue of the adjacency does not exceed, and is near to.
+    """Return a close upper bound on the Perron-Frobenius eigenvalue of the adjacency.
 
     By Collatz and Wielandt: max (A x)ᵢ / xᵢ is such a bound for every positive x, and falls to the eigenvalue as x
     follows the power iteration.
@@ -27,14 +27,14 @@ def perron_bound(edge_index: Tensor, nodes: int, steps: int = 100) -> float:
     source, target = edge_index
     x, bound = torch.ones(nodes, dtype=torch.float64), float("inf")
     for _ in range(steps):
-        image = x.index_add(0, target, x[source])  # of I + A, which does not alternate
+        image = x.index_add(0, target, x[source])  # (I + A) x: iterating I + A does not alternate
         bound = min(bound, (image / x).max().item() - 1)
         x = (image / image.max()).clamp_min(1e-30)
     return bound
 
 
 def read_ppi(folder: Path, split: str) -> list[Data]:
-    """Return the graphs of a split, which the four files hold as one graph of numbered nodes, in their order.
+    """Return the graphs of a split in their order; its four files hold them as one graph of numbered nodes.
 
     PyTorch Geometric's `PPI` numbers a graph's nodes from the first that has an edge, and unpickles what it finds in
     the folder.
@@ -55,16 +55,16 @@ class PPI(GraphFiles):
 
     20 graphs train, 2 validate, 2 test; 50 features. The published model sees A as it is and keeps W small by the
     Perron-Frobenius eigenvalue ρ of each graph. By default every graph comes with A / ρ, so that a graph never seen
-    before cannot make a model ill-posed; what Ω₁ is given shrinks with it.
+    before cannot make a model ill-posed; the input of Ω₁ shrinks with it.
 
     Args:
         root: folder that holds `raw/`, with the files as PyTorch Geometric names them.
         download: whether to fetch what is missing.
-        normalization: of the edges' weights: `perron` for A / ρ, `gcn` for D^(-1/2) (A + I) D^(-1/2), `none` for A.
+        normalization: of the edge weights: `perron` for A / ρ, `gcn` for D^(-1/2) (A + I) D^(-1/2), `none` for A.
             For the last a network needs `perron`, the largest ρ of all graphs.
         batch_size: training graphs per step and device, 1 or more.
         eval_batch_size: graphs per validation, test or prediction step.
-        num_workers: processes that put graphs together; by default 0.
+        num_workers: processes that collate graphs; by default 0.
         seed: fixes the order of the training graphs, 0 or more.
 
     Raises:
@@ -97,21 +97,21 @@ class PPI(GraphFiles):
 
     @property
     def folder(self) -> Path:
-        """Where the files are."""
+        """Folder that holds the files."""
         return Path(self.root) / "raw"
 
     @property
     def files(self) -> list[str]:
-        """Names of those of all splits."""
+        """Names of the files of all splits."""
         parts = ("feats.npy", "graph_id.npy", "graph.json", "labels.npy")
         return [f"{split}_{part}" for split in ("train", "valid", "test") for part in parts]
 
     def fetch(self) -> None:
-        """Download them."""
+        """Download and unpack the files."""
         extract_zip(download_url(datasets.PPI.url, self.root), str(self.folder))
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the graphs once, whatever the stage: what is damaged is found before training and not after it."""
+        """Read all graphs once, whatever the stage, so that damage is found before training, not after it."""
         del stage
         if self.test_set is not None:
             return

@@ -23,8 +23,8 @@ class TUFiles(InMemoryDataset):
     `TUDataset` keeps a pickle of them beside the files, and unpickles what it finds there.
 
     Args:
-        folder: holds the files.
-        name: of the collection, with which the names of its files begin.
+        folder: folder that holds the files.
+        name: name of the collection, which the names of its files begin with.
     """
 
     def __init__(self, folder: Path, name: str) -> None:
@@ -35,7 +35,7 @@ class TUFiles(InMemoryDataset):
             raise ValueError("the files are not of the same nodes and graphs")
         if data.x is not None:
             data.x = data.x[:, sizes["num_node_attributes"] :]
-        # The last graphs are left out by the reader where they have no edges.
+        # The reader leaves out the last graphs if they have no edges.
         ends = slices["edge_index"]
         slices["edge_index"] = torch.cat([ends, ends[-1:].expand(graphs + 1 - len(ends))])
         data.edge_attr = None
@@ -45,27 +45,27 @@ class TUFiles(InMemoryDataset):
 
 @renamed(val_fraction="val_size")
 class TUGraphs(GraphFiles):
-    """A collection of graphs of TU Dortmund, split into stratified folds: one tests, of the others a part validates.
+    """A collection of TU Dortmund's graphs, split into stratified folds: one tests, a part of the others validates.
 
     Features are the one-hot node labels (a constant where there are none), and edges have the weights
-    D^(-1/2) (A + I) D^(-1/2) of each graph with its loops added, in training as in testing. Labels of edges and
-    attributes of nodes are not used.
+    D^(-1/2) (A + I) D^(-1/2) of each graph with its loops added, in training as in testing. Edge labels and node
+    attributes are not used.
 
     Args:
         root: folder that holds the folder `name` with the text files in `raw/`.
-        name: of the collection, such as PROTEINS, COX2 or MUTAG.
+        name: name of the collection, such as PROTEINS, COX2 or MUTAG.
         download: whether to fetch what is missing under `root`.
         folds: number of folds, 2 or more.
         fold: which one tests, 0 to `folds` − 1.
         val_size: graphs of the other folds that validate, in the proportions of the classes: their number, 1 or more,
-            or their share, in (0, 1). As many as there are classes are always taken, and left.
+            or their share, in (0, 1). At least as many as there are classes are always taken, and left to train.
         validate_on_test: whether to train on all of the other folds and select the model on the test fold, as the
             published results were; not for results of your own.
         double_test_edges: whether every edge of the test graphs counts twice beside their loops, as in the published
             code, so that they are normalised differently from the training graphs; not for results of your own.
         batch_size: training graphs per step and device, 1 or more.
         eval_batch_size: graphs per validation, test or prediction step; by default `batch_size`.
-        num_workers: processes that put graphs together; by default 0.
+        num_workers: processes that collate graphs; by default 0.
         seed: fixes the folds, the validation part and the order of the training graphs, 0 or more.
 
     Raises:
@@ -110,12 +110,12 @@ class TUGraphs(GraphFiles):
 
     @property
     def folder(self) -> Path:
-        """Where the files are."""
+        """Folder that holds the files."""
         return Path(self.root) / self.name / "raw"
 
     @property
     def departures(self) -> list[str]:
-        """What makes results on this data other than they should be."""
+        """Choices that compromise results on this data, in words."""
         options = {
             "the model is selected on the test graphs": self.validate_on_test,
             "edges of the test graphs count twice": self.double_test_edges,
@@ -124,11 +124,11 @@ class TUGraphs(GraphFiles):
 
     @property
     def files(self) -> list[str]:
-        """Names of those that every collection has."""
+        """Names of the files that every collection has."""
         return [f"{self.name}_{part}.txt" for part in ("A", "graph_indicator", "graph_labels")]
 
     def fetch(self) -> None:
-        """Download them."""
+        """Download the files."""
         datasets.TUDataset(self.root, self.name)
 
     def _others(self) -> str:
@@ -166,7 +166,7 @@ class TUGraphs(GraphFiles):
         return [graph if graph.num_features else constant(graph) for graph in graphs]
 
     def _split(self, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the training, validation and test graphs."""
+        """Return the indices of the training, validation and test graphs."""
         fewest = int(np.bincount(labels).min())
         if fewest < self.folds:
             raise SplitError(

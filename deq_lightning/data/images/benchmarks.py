@@ -23,7 +23,7 @@ UNREADABLE = (RuntimeError, OSError, EOFError, ValueError, TypeError, AssertionE
 
 
 class TorchvisionImages(DataModule):
-    """Base of the data modules on torchvision's datasets; a subclass names the dataset and its statistics.
+    """Base class of data modules for torchvision's datasets; subclasses set the dataset and its statistics.
 
     Args:
         root: folder that holds the dataset, laid out as torchvision does.
@@ -85,12 +85,12 @@ class TorchvisionImages(DataModule):
 
     @property
     def samples(self) -> Samples:
-        """What the images are."""
+        """Description of the images."""
         channels, *size = self.shape
         return Samples(IMAGES, channels=channels, size=(size[0], size[1]), classes=CLASSES)
 
     def prepare_data(self) -> None:
-        """Download what is missing if allowed, and read both splits, so that a bad file stops the run at its start."""
+        """Download missing files if allowed, and read both splits, so that a bad file stops the run at its start."""
         for split in self.splits:
             self._load(split, download=self.download)
 
@@ -104,7 +104,7 @@ class TorchvisionImages(DataModule):
 
     @property
     def departures(self) -> list[str]:
-        """What makes results on this data other than they should be."""
+        """Choices that compromise results on this data, in words."""
         selected = ["the model is selected on the test images"] if self.validate_on_test else []
         return selected + (["the test images are augmented"] if self.augment_test else [])
 
@@ -164,7 +164,7 @@ class TorchvisionImages(DataModule):
         name, root = type(self).__name__, Path(self.root)
         elsewhere = "or `root=PATH` to name the folder that holds it."
         missing = [file for file in self.files if not (root / file).is_file()]
-        # One line of it, without the advice that torchvision adds on a flag that is not ours.
+        # One line, without torchvision's advice on a flag that is not ours.
         cause = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0].strip(" .:")
         if missing and download:
             return f"`{name}` could not be downloaded to `{root}/` ({cause}). Try again, {elsewhere}"

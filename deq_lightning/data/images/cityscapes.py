@@ -34,7 +34,7 @@ def train_ids() -> Tensor:
 
 
 class Scenes(datasets.Cityscapes):
-    """Images with the classes of their pixels, in the order of their names, as tensors that know which they are.
+    """Images and the classes of their pixels, in the order of their names, as an `Image` and a `Mask` tensor.
 
     Args:
         root: folder that holds `leftImg8bit` and `gtFine`.
@@ -47,7 +47,7 @@ class Scenes(datasets.Cityscapes):
 
     def __init__(self, root: Path, split: str, transform: v2.Transform) -> None:
         super().__init__(str(root), split, target_type="semantic", transform=transform)
-        pairs = sorted(zip(self.images, self.targets, strict=True))  # torchvision takes them in the order of the disk
+        pairs = sorted(zip(self.images, self.targets, strict=True))  # torchvision lists them in the order of the disk
         self.images, self.targets = [image for image, _ in pairs], [labels for _, labels in pairs]
         self.table = train_ids()
 
@@ -58,17 +58,17 @@ class Scenes(datasets.Cityscapes):
 
 
 class Cityscapes(ImageFiles):
-    """Cityscapes: 2,975 street scenes of 1024 x 2048 pixels, each of one of 19 classes or of none, which is 255.
+    """Cityscapes: 2,975 street scenes of 1024 x 2048 pixels, each pixel of one of 19 classes or of none (255).
 
     The test split is what Cityscapes calls its validation set, 500 images of other cities, on which the papers report;
     the labels of its test set are not public. Validation takes `val_size` of the training images, in the proportions
-    of the cities: being of the same streets, they are easier than the test split. Training images are scaled, cropped
+    of the cities: of the same streets, they are easier than the test split. Training images are scaled, cropped
     and flipped left to right at random, all others are whole.
 
     Args:
         root: folder that holds `leftImg8bit` and `gtFine`, or the two zip files they come in.
         crop_size: height and width of training images in pixels; smaller images are padded with black and 255.
-        scale: lowest and highest height of a training image before the crop, divided by 1024; its width goes along.
+        scale: lowest and highest height of a training image before the crop, divided by 1024; the width scales with it.
         val_size: training images set aside for validation, their number or share: as many as there are training cities
             (18) or more.
         options: those of `ImageFiles`.
@@ -100,7 +100,7 @@ class Cityscapes(ImageFiles):
 
     @property
     def samples(self) -> Samples:
-        """What the scenes are; those for training are cropped, the others are whole."""
+        """Description of the scenes; those for training are cropped, the others are whole."""
         return Samples(PIXELS, channels=3, classes=CLASSES)
 
     def _read(self, split: str) -> Scenes:

@@ -60,12 +60,12 @@ class Digits(DataModule):
 
     @property
     def samples(self) -> Samples:
-        """What the images are."""
+        """Description of the images."""
         return Samples(IMAGES, channels=1, size=(8, 8), classes=CLASSES)
 
     def setup(self, stage: str | None = None) -> None:
         """Split and normalise the images, whatever the stage."""
-        from sklearn.datasets import load_digits  # a second that a start which loads nothing is spared
+        from sklearn.datasets import load_digits  # takes a second, which only runs that load it spend
 
         del stage  # all three splits are small
         images, labels = load_digits(return_X_y=True)

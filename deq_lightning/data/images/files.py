@@ -1,4 +1,4 @@
-"""What the data modules on folders of image files share: reading, errors that name the file, the validation split."""
+"""The base class of data modules that read image files, with errors that name the file."""
 
 import copy
 from abc import abstractmethod
@@ -25,7 +25,7 @@ STD = (0.229, 0.224, 0.225)
 
 
 def read_image(path: str | Path, mode: str | None = "RGB") -> Tensor:
-    """Return what an image file holds, (channels, height, width), as bytes.
+    """Return the pixels of an image file as bytes, (channels, height, width).
 
     Args:
         path: the file.
@@ -45,7 +45,10 @@ def read_image(path: str | Path, mode: str | None = "RGB") -> Tensor:
 
 
 class ImageFiles(DataModule):
-    """Base of the data modules that read their images from files while training.
+    """Base class of data modules that read their images from files while training.
+
+    To derive one, implement `_read`, `_groups` and `_augmentation`, and set `groups`. Override `samples` as well to
+    describe the images.
 
     Args:
         root: folder that holds the dataset.
@@ -53,8 +56,8 @@ class ImageFiles(DataModule):
         batch_size: training images per step and device, 1 or more.
         eval_batch_size: images per validation, test or prediction step; by default `batch_size`.
         num_workers: processes that load images; by default one less than the cores of each device, at least 1.
-        prefetch_factor: batches that each worker loads ahead, 1 or more; more where the disk is slow at times, at the
-            price of as many batches of memory.
+        prefetch_factor: batches that each worker loads ahead, 1 or more; set more where the disk is slow at times, at
+            the cost of as many batches of memory.
         seed: fixes the splits, the order and the random transforms of the training images, 0 or more.
 
     Raises:
@@ -65,7 +68,7 @@ class ImageFiles(DataModule):
     """
 
     max_workers: ClassVar[int | None] = None  # decoding keeps every core busy
-    groups: ClassVar[str]  # of images, which all splits hold in the same proportions
+    groups: ClassVar[str]  # name of the groups of images, which all splits hold in the same proportions
 
     def __init__(
         self,
@@ -94,10 +97,10 @@ class ImageFiles(DataModule):
 
     @abstractmethod
     def _augmentation(self) -> v2.Transform:
-        """Return what is done to training images."""
+        """Return the transform of training images."""
 
     def prepare_data(self) -> None:
-        """Look at the files of both splits, so that a missing one stops the run at its start."""
+        """List the files of both splits, so that a missing one stops the run at its start."""
         for split in ("train", "val"):
             self._read(split)
 

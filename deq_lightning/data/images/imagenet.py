@@ -15,7 +15,7 @@ from deq_lightning.data.errors import DatasetNotFoundError
 from deq_lightning.data.images.files import MEAN, STD, ImageFiles, read_image
 from deq_lightning.samples import IMAGES, Samples
 
-MARGIN = 0.875  # share of an evaluated image's shorter side that is looked at
+MARGIN = 0.875  # share of an evaluated image's shorter side that is used
 
 
 class ImageNet(ImageFiles):
@@ -23,7 +23,7 @@ class ImageNet(ImageFiles):
 
     The test split is what ImageNet calls its validation set, 50,000 images, on which every paper reports; validation
     takes `val_size` of the training images, in the proportions of the classes. Training images are cropped, stretched
-    and flipped left to right at random; of all others the center is evaluated. Any images laid out in the same way
+    and flipped left to right at random; for all others the center is evaluated. Any images laid out in the same way
     will do: `train/CLASS/` and `val/CLASS/` with the same classes.
 
     Args:
@@ -64,7 +64,7 @@ class ImageNet(ImageFiles):
 
     @property
     def samples(self) -> Samples:
-        """What the images are; their classes are the folders."""
+        """Description of the images; every folder is a class."""
         folder = Path(self.root).expanduser() / "train"
         if not folder.is_dir():
             raise self._error(f"there is no folder `{folder}`")
@@ -72,7 +72,7 @@ class ImageNet(ImageFiles):
         return Samples(IMAGES, channels=3, size=(self.image_size, self.image_size), classes=classes or None)
 
     def prepare_data(self) -> None:
-        """Look at the files of both splits, so that a missing one stops the run at its start."""
+        """List the files of both splits and compare their classes, so that a fault stops the run at its start."""
         train, val = (set(self._read(split).classes) for split in ("train", "val"))
         if train != val:
             lost, held_by = (train - val, "train") if train - val else (val - train, "val")
@@ -108,7 +108,7 @@ class ImageNet(ImageFiles):
 
 
 def _fault(folder: Path) -> str | None:
-    """Say what is wrong with the folder of a split, if it is the layout."""
+    """Return what is wrong with the layout of a split's folder, or None."""
     if not folder.is_dir():
         return f"there is no folder `{folder}`"
     classes = sorted(entry for entry in folder.iterdir() if entry.is_dir())

@@ -1,4 +1,4 @@
-"""What the data modules on text share."""
+"""The base class of text data modules."""
 
 import sys
 from abc import abstractmethod
@@ -20,15 +20,15 @@ SPLITS = ("train", "val", "test")
 
 
 class TextDataModule(Described):
-    """Base of the data modules on text; a subclass reads it, and says what its words are.
+    """Base class of text data modules. To derive one, implement `load`, `words` and `source`, and set `remedy`.
 
     Every split is one text, cut into as many contiguous streams as the batch has rows. Batches are the segments of all
     streams in order, so that a model can carry a memory; nothing is random. Several processes share the streams.
 
-    After `setup`, `vocabulary` has the words, and `texts` the splits as ids.
+    After `setup`, `vocabulary` holds the words, and `texts` the splits as ids.
 
     Args:
-        vocab_size: number of words, `<unk>` and `<eos>` among them: the most frequent of the training split; all others
+        vocab_size: number of words, including `<unk>` and `<eos>`: the most frequent of the training split; all others
             become `<unk>`. None: all words.
         batch_size: training streams per device, 1 or more.
         eval_batch_size: validation and test streams per device; by default `batch_size`.
@@ -44,7 +44,7 @@ class TextDataModule(Described):
     """
 
     unit = "words"
-    remedy: ClassVar[str]  # where the vocabulary is not that of a checkpoint
+    remedy: ClassVar[str]  # what to do where the vocabulary is not that of a checkpoint
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class TextDataModule(Described):
 
     @abstractmethod
     def load(self) -> tuple[Vocabulary, dict[str, np.ndarray]]:
-        """Return the vocabulary, and the ids of "train", "val" and "test"."""
+        """Return the vocabulary, and the word ids of the splits "train", "val" and "test"."""
 
     @abstractmethod
     def words(self, text: str) -> list[str]:
@@ -80,11 +80,11 @@ class TextDataModule(Described):
     @property
     @abstractmethod
     def source(self) -> str:
-        """What the vocabulary was made from."""
+        """Name of the text that the vocabulary was made from, for messages and checkpoints."""
 
     @property
     def samples(self) -> Samples:
-        """What the text is; it is read, unless its number of words is given."""
+        """Description of the text, which is read unless the number of words is given."""
         if self.vocab_size is None and self.vocabulary is None:
             self.prepare_data()
             self.vocabulary, self.texts = self.load()
@@ -92,7 +92,7 @@ class TextDataModule(Described):
         return Samples(TEXT, words=words)
 
     def setup(self, stage: str | None = None) -> None:
-        """Read all splits, and make sure that those of `stage` can be used."""
+        """Read all splits, and check that those of `stage` can be used."""
         self.vocabulary, self.texts = self.load()
         for split in {"validate": ("val",), "test": ("test",), "predict": ()}.get(str(stage), SPLITS):
             self._check(split)
@@ -102,7 +102,7 @@ class TextDataModule(Described):
         return {split: len(self.texts[split]) for split in SPLITS if split in self.texts}
 
     def _check(self, split: str) -> None:
-        """Make sure that a split has known words, and streams that hold a segment and the word after it."""
+        """Check that a split has known words, and streams that hold a segment and the word after it."""
         text, (_, processes) = self.texts[split], self._share
         if not any((text[start : start + 100_000] >= len(SPECIAL)).any() for start in range(0, len(text), 100_000)):
             raise DataError(
@@ -142,7 +142,7 @@ class TextDataModule(Described):
         return StreamLoader(self.texts[split], streams * self._share[1], length, self._share, start)
 
     def _start(self) -> int:
-        """Return the segment with which a training epoch begins: not the first where a run resumes in its middle."""
+        """Return the segment that a training epoch begins with: a later one than the first if a run resumes in it."""
         if self.trainer is None or not self.trainer.training:
             return 0
         progress = self.trainer.fit_loop.epoch_loop.batch_progress
@@ -163,7 +163,7 @@ class TextDataModule(Described):
         return {"batch_size": self.batch_size * self._share[1], "segment_length": self.segment_length}
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """Return one stream: the end of a line, and the prompt where there is one."""
+        """Return one stream: the end of a line, and the prompt if there is one."""
         assert self.vocabulary is not None
         ids = [END_ID]
         if self.prompt is not None:
@@ -177,15 +177,15 @@ class TextDataModule(Described):
         return DataLoader([StreamBatch(tokens, tokens[:, :0], first=True)], batch_size=None)  # type: ignore[arg-type]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return how the training streams are cut."""
+        """Return the layout of the training streams."""
         return self._layout
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep it until training starts."""
+        """Keep the saved layout, to be compared with this run's where training resumes."""
         self._resumed = state_dict
 
     def vocabulary_state(self) -> dict[str, Any]:
-        """Return what tells the vocabulary from any other; the task saves it, whose weights depend on it."""
+        """Return what identifies the vocabulary; the task saves it, because its weights depend on it."""
         assert self.vocabulary is not None
         return {"fingerprint": self.vocabulary.fingerprint, "words": len(self.vocabulary), "source": self.source}
 

@@ -16,12 +16,12 @@ from deq_lightning.data.text.vocabulary import Vocabulary
 class PythonDocs(TextDataModule):
     """Python's own documentation, as `help()` has it: about 75,000 words that come with Python, nothing to download.
 
-    Paragraphs, each once, without code and grammar, in small letters; words, numbers and signs count as words, and
-    `<eos>` ends a paragraph. Of every ten blocks of ten paragraphs the ninth validates and the tenth tests. The text
-    differs between versions of Python: compare figures of one version only.
+    Paragraphs, each once, without code and grammar, in lower case; words, numbers and signs count as words, and `<eos>`
+    ends a paragraph. In every ten blocks of ten paragraphs, the ninth validates and the tenth tests. The text differs
+    between versions of Python: compare figures from one version only.
 
     Args:
-        vocab_size: number of words, `<unk>` and `<eos>` among them: the most frequent of the training split; all others
+        vocab_size: number of words, including `<unk>` and `<eos>`: the most frequent of the training split; all others
             become `<unk>`. The default exists in all versions of Python. None: all words.
         batch_size: training streams per device, 1 or more.
         eval_batch_size: validation and test streams per device; by default `batch_size`.
@@ -51,7 +51,7 @@ class PythonDocs(TextDataModule):
         super().__init__(vocab_size, batch_size, eval_batch_size, segment_length, eval_segment_length, prompt)
 
     def prepare_data(self) -> None:
-        """Make sure that the text is there."""
+        """Check that this Python comes with the text."""
         python_topics()
 
     def load(self) -> tuple[Vocabulary, dict[str, np.ndarray]]:
@@ -68,7 +68,7 @@ class PythonDocs(TextDataModule):
 
     @property
     def source(self) -> str:
-        """The version of Python."""
+        """The documentation and its version of Python."""
         return f"the documentation of Python {platform.python_version()}"
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 class StreamBatch(NamedTuple):
     """The next segment of every stream, (streams, length) of int64.
 
-    `targets` are the words that follow the `tokens`; `first` says that the streams begin here; `memory`, of what came
-    before, is left to the task.
+    `targets` are the words that follow the `tokens`; `first` says that the streams begin here; the task fills `memory`
+    with what came before.
     """
 
     tokens: Tensor
@@ -22,17 +22,17 @@ class StreamBatch(NamedTuple):
 
 
 class StreamLoader:
-    """Cuts a text into streams of equal length, and gives the segments of all streams together, in order.
+    """Cuts a text into streams of equal length, and yields the segments of all streams together, in order.
 
-    Stream r is the r-th of `streams` equal parts; what is left over at the end of the text is not used, and neither is
-    anything ever shuffled. The last segment is shorter.
+    Stream r is the r-th of `streams` equal parts; the rest at the end of the text is not used, and nothing is ever
+    shuffled. The last segment is shorter.
 
     Args:
         tokens: (words,), the text; may lie on disk.
         streams: number of streams of all processes together.
-        length: words of a segment.
+        length: words per segment.
         share: rank of this process and number of processes; rank r has the r-th equal part of the streams.
-        start: says with which segment a pass begins; asked when its first batch is.
+        start: returns the segment that a pass begins with; called when its first batch is requested.
     """
 
     def __init__(
@@ -62,11 +62,11 @@ class StreamLoader:
             yield StreamBatch(segment[:, :-1].contiguous(), segment[:, 1:].contiguous(), first=index == 0)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return nothing, only so that Lightning takes the loader for one that resumes: `start` knows where.
+        """Return nothing; the method only tells Lightning that the loader can resume, and `start` knows where.
 
-        Of a run whose length is in epochs Lightning restores loaders before it has read their states.
+        If a run's length is in epochs, Lightning restores loaders before it has read their states.
         """
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore nothing."""
+        """Restore nothing: `start` knows where to resume."""

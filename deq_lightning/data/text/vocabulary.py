@@ -1,7 +1,4 @@
-"""The data's vocabulary: a list of words and their ids, with no weights in it.
-
-Embedding and softmax are the network's `AdaptiveVocabulary`.
-"""
+"""The data's vocabulary: words and ids without weights, which are in the network's `AdaptiveVocabulary`."""
 
 import hashlib
 from collections import Counter
@@ -22,7 +19,7 @@ class Vocabulary:
     """The word list of a text: `<unk>` is `UNKNOWN_ID`, `<eos>` is 1, then the others, the most frequent first.
 
     Args:
-        words: by id.
+        words: words in the order of their ids.
     """
 
     def __init__(self, words: Sequence[str]) -> None:
@@ -30,7 +27,7 @@ class Vocabulary:
 
     @classmethod
     def most_frequent(cls, counts: Counter[str], size: int | None) -> "Vocabulary":
-        """Return the `size` most frequent words, or all for None; of equally frequent ones those that came first.
+        """Return the `size` most frequent words, or all for None; ties go to the words that came first.
 
         Raises:
             DataError: if there are fewer, or none.
@@ -56,7 +53,7 @@ class Vocabulary:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A number that any other vocabulary does not have."""
+        """Hash that identifies the vocabulary."""
         return hashlib.sha256("\n".join(self.words).encode()).hexdigest()
 
     def encode(self, lines: Iterable[Sequence[str]]) -> np.ndarray:
@@ -70,6 +67,6 @@ class Vocabulary:
         return np.fromiter(chain.from_iterable(map(ids_of, lines)), dtype=np.int32)
 
     def text(self, ids: Iterable[int]) -> str:
-        """Return the words with these ids, a line to the `<eos>`."""
+        """Return the words with these ids as text, with a line break for each `<eos>`."""
         words = ("\n" if number == END_ID else self.words[number] for number in ids)
         return " ".join(words).replace(" \n", "\n").replace("\n ", "\n").strip()

@@ -18,7 +18,7 @@ from deq_lightning.data.text.base import TextDataModule
 from deq_lightning.data.text.vocabulary import Vocabulary
 
 FILES = {"train": "train", "val": "valid", "test": "test"}
-PATTERNS = ("wiki.{}.tokens", "{}.txt")  # of the official archive, and as WikiText-2 also goes around
+PATTERNS = ("wiki.{}.tokens", "{}.txt")  # of the official archive, and of other copies of WikiText-2
 
 
 class WikiText(TextDataModule):
@@ -30,13 +30,13 @@ class WikiText(TextDataModule):
     Args:
         root: folder that holds `wiki.train.tokens`, `wiki.valid.tokens` and `wiki.test.tokens`, or `train.txt`,
             `valid.txt` and `test.txt`.
-        vocab_size: number of words, `<unk>` and `<eos>` among them: the most frequent of the training split; all others
+        vocab_size: number of words, including `<unk>` and `<eos>`: the most frequent of the training split; all others
             become `<unk>`. None: all words.
         batch_size: training streams per device, 1 or more.
         eval_batch_size: validation and test streams per device; None: `batch_size`.
         segment_length: words of a training segment, 1 or more.
         eval_segment_length: words of a validation or test segment; by default `segment_length`.
-        prompt: text that `predict` continues, with spaces around its signs. None: it begins a new line.
+        prompt: text that `predict` continues, with spaces around punctuation. None: it begins a new line.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -64,7 +64,7 @@ class WikiText(TextDataModule):
         self.root = root
 
     def prepare_data(self) -> None:
-        """Turn the text into ids, where that was not done yet."""
+        """Turn the text into ids, unless that has been done."""
         files = self.files()
         folder = self.encoded(files)
         if folder.is_dir():
@@ -87,7 +87,7 @@ class WikiText(TextDataModule):
             ) from error
 
     def load(self) -> tuple[Vocabulary, dict[str, np.ndarray]]:
-        """Open what `prepare_data` wrote."""
+        """Open the vocabulary and ids that `prepare_data` wrote."""
         folder = self.encoded(self.files())
         if not folder.is_dir():
             raise DatasetNotFoundError(f"`{self.root}` is not prepared. Call `prepare_data()` before `setup()`.")
@@ -98,7 +98,7 @@ class WikiText(TextDataModule):
             raise DatasetNotFoundError(f"`{folder}` is damaged ({error}). Delete it and try again.") from error
 
     def words(self, text: str) -> list[str]:
-        """Return what stands between spaces."""
+        """Return the words of a line, which are separated by spaces."""
         return text.split()
 
     @property
