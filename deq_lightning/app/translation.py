@@ -31,7 +31,7 @@ def in_brief(message: str, families: Mapping[str, Sequence[type]], flags: Sequen
         owner = re.findall(r"given class_path '([^']+)'", message)[-1:]
         argument = found[1] or found[2]
         return f"{flag}: there is no argument `{argument}`. {suggest(argument, _arguments(owner, families))}"
-    if found := re.search(r"unrecognized arguments: --?([\w.]+)", message):
+    if found := re.search(r"(?i)unrecognized arguments: --?([\w.]+)", message):
         return f"there is no `--{found[1]}`. {suggest(found[1].split('.')[0], flags)}"
     if found := re.search(r"arguments are required: (.*)|Key \"(.*)\" is required", message):
         return _missing(found[1] or found[2], families)
