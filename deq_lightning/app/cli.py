@@ -82,7 +82,7 @@ class DEQCLI(LightningCLI):
         """Leave Lightning's merge out: it would let the checkpoint's hyper-parameters beat the command line."""
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse, and remember what was typed or read from a config: all else may follow from the data."""
+        """Parse, and keep what was typed or read from a config; the data may decide the rest."""
         names = {arg.split("=")[0] for arg in args}
         complete = names & {"-c", "--config"} or {"--model", "--data"} <= names
         self.args, self.printing = args, bool(complete) and "--print_config" in names
@@ -139,7 +139,7 @@ class DEQCLI(LightningCLI):
         vars(self).pop("config_dump", None)  # Lightning's, of which hyper-parameters are saved: made before the sizes
 
     def instantiate_classes(self) -> None:
-        """Build everything; what a constructor refuses is the user's to mend."""
+        """Build everything; report what a constructor refuses in a line."""
         with refusals(self._own(self.config)):
             self._build()
         weights = self._get(self.config, "weights")
@@ -187,7 +187,7 @@ class DEQCLI(LightningCLI):
         return super().instantiate_trainer(**display(typed), **kwargs)
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run, and end in order also where something or somebody stops it."""
+        """Run the subcommand, and end cleanly if it is stopped."""
         last, guard = (self._get(self.config_init, key) for key in ("last_checkpoint", "guard"))
         with stoppable(self.trainer, self.footprint, last, guard):
             super()._run_subcommand(subcommand)
@@ -198,11 +198,11 @@ class DEQCLI(LightningCLI):
         return departures(self.datamodule, self.model)
 
     def after_validate(self) -> None:
-        """Say what was reached."""
+        """Say what the validation reached."""
         self._say_in_words("val")
 
     def after_test(self) -> None:
-        """Say what was reached, and what the figures do not mean."""
+        """Say what the test reached, and what makes it not comparable."""
         self._say_in_words("test")
 
     def _say_in_words(self, split: str) -> None:
@@ -211,7 +211,7 @@ class DEQCLI(LightningCLI):
         say_departures(self.datamodule, self.model)
 
     def after_fit(self) -> None:
-        """Test the best checkpoint, and say where it is, where the curves are and what to type next."""
+        """Test the best checkpoint, then say where it and the curves are and what to type next."""
         best, last = (self._get(self.config_init, key) for key in CHECKPOINTS)
         written = best.best_model_path or last.best_model_path
         path, following = from_here(written), "fit"

@@ -36,7 +36,7 @@ def command(args: Sequence[str], run: bool = True) -> DEQCLI:
 
 
 def execute(args: Sequence[str], run: bool = True) -> DEQCLI:
-    """Do so, and let interruptions pass."""
+    """Run the command line without handling interruptions; cross-validation calls it for every fold."""
     for message in QUIET:
         warnings.filterwarnings("ignore", message=message)
     load_named(_texts(args))

@@ -1,4 +1,4 @@
-"""Task and network made for the data: what is not typed is filled in, what cannot fit is refused."""
+"""Fit task and network to the data: fill in what was not typed, refuse what cannot fit."""
 
 import pydoc
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What answers at once: help, the version, and a subcommand that there is not. All else goes to the command line."""
+"""Answer help, version and unknown subcommands at once; pass everything else to the command line."""
 
 import gc
 import sys
@@ -76,7 +76,7 @@ def main(args: Sequence[str] | None = None, run: bool = True) -> "DEQCLI":
 
 @contextmanager
 def _all_to_stay() -> Iterator[None]:
-    """Take all that is imported for no garbage: looking through it again and again is a tenth of the start."""
+    """Keep the garbage collector off the imported modules: scanning them takes a tenth of the start."""
     gc.disable()
     try:
         yield

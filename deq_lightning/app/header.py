@@ -13,7 +13,7 @@ from deq_lightning.data.base import Described
 
 
 class Header(Callback):
-    """Prints the header of a fit: not before the data is there, whose size it tells.
+    """Prints the header of a fit, once the data is set up and its sizes are known.
 
     Args:
         folder: the run's folder.
@@ -25,7 +25,7 @@ class Header(Callback):
         self.seed = seed
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Print it."""
+        """Print the header."""
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         say(_device(trainer) + ("" if self.seed is None else f", seed {self.seed}"))
         say("; ".join(filter(None, [_net(pl_module.net), _sizes(datamodule)])))
@@ -35,12 +35,12 @@ class Header(Callback):
 
 
 def departures(*parts: Any) -> list[str]:
-    """Return what makes the results of data and task other than they should be."""
+    """Return what makes the results of data and task not comparable."""
     return [departure for part in parts for departure in getattr(part, "departures", [])]
 
 
 def say_departures(*parts: Any) -> None:
-    """Label results that were not got as they should be."""
+    """Print what makes the results not comparable."""
     for departure in departures(*parts):
         say(f"not comparable: {departure}", flush=True)
 
@@ -59,7 +59,7 @@ def _net(net: nn.Module) -> str:
 
 
 def _sizes(datamodule: Any) -> str:
-    """Say how many samples there are; data of the user's own need not know."""
+    """Say how many samples there are, where the data knows."""
     sizes = datamodule.split_sizes() if isinstance(datamodule, Described) else {}
     return f"{datamodule.unit}: " + ", ".join(f"{size:,} {split}" for split, size in sizes.items()) if sizes else ""
 

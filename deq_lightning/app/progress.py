@@ -49,7 +49,7 @@ class Clock:
     first: int | None = None
 
     def start(self, trainer: pl.Trainer) -> None:
-        """Begin to count."""
+        """Start the clock."""
         self.began, self.first = time.monotonic(), trainer.global_step
 
     def left(self, trainer: pl.Trainer) -> str | None:
@@ -87,7 +87,7 @@ class Bar(TQDMProgressBar):
         return bar
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin to count."""
+        """Start the clock."""
         super().on_train_start(trainer, pl_module)
         self.clock.start(trainer)
 
@@ -121,13 +121,13 @@ class EpochLines(Callback):
         self.clock = Clock()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin to count."""
+        """Start the clock."""
         del pl_module
         self.clock.start(trainer)
         self._begin()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin a line."""
+        """Reset the counts of the line."""
         del trainer, pl_module
         self._begin()
 
@@ -142,7 +142,7 @@ class EpochLines(Callback):
                 self.sums[name] = total + metrics[name], count + 1
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stop the watch."""
+        """Note when training paused."""
         del trainer, pl_module
         self.stopped = time.monotonic()
 

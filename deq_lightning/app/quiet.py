@@ -1,4 +1,4 @@
-"""Lightning without what it says to everybody: the header and the lines of a run say it shorter, or it is no news."""
+"""Lightning without its routine messages: the header says them shorter, or they are no news."""
 
 import logging
 import re
@@ -22,7 +22,7 @@ LOGGERS = (  # filters do not reach the loggers below
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Leave these messages out for a while."""
+    """Leave Lightning's routine messages out within the context."""
 
     def is_news(record: logging.LogRecord) -> bool:
         return record.levelno > logging.INFO or NOISE.search(record.getMessage()) is None

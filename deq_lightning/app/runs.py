@@ -70,12 +70,12 @@ def _option(args: Sequence[str], name: str) -> str | None:
 class SaveConfig(SaveConfigCallback):
     """Writes the config of a run into its folder, so that the folder alone can be tested or continued.
 
-    With the first training batch, which is before the first checkpoint: what is refused until then leaves the config
-    of an earlier run as it was.
+    It does so before the first training batch, that is before the first checkpoint. A run that is refused earlier leaves
+    the config of an earlier run as it was.
 
     Args:
         parser: writes it.
-        config: the config with what the folder's layout put in; not used.
+        config: the config with the paths of the folder filled in; not used.
         folder: the run's folder.
         typed: the config as typed. Without the run's own paths it also serves as the config of new runs.
     """
@@ -96,14 +96,14 @@ class SaveConfig(SaveConfigCallback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Write it once."""
+        """Write the config before the first training batch of the first epoch."""
         del batch, batch_idx
         if trainer.is_global_zero and not self.already_saved:
             self.save_config(trainer, pl_module, "fit")
             self.already_saved = True
 
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Write it."""
+        """Write the config into the run's folder."""
         del trainer, pl_module, stage
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)

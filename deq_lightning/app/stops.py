@@ -1,4 +1,4 @@
-"""Runs that end before their time: what they leave on disk, and how to go on."""
+"""Runs that stop early: what they leave on disk, and how to continue them."""
 
 import os
 import shlex
@@ -25,7 +25,7 @@ OWN = {CONFIG, "healthy.ckpt", "hparams.yaml"}  # what a run may write before it
 
 
 class Interrupted(SystemExit):
-    """Somebody stopped the program; `checkpoint` is the newest one of the run, if there is one."""
+    """The program was stopped; `checkpoint` is the newest one of the run, if there is one."""
 
     def __init__(self, number: signal.Signals, checkpoint: Path | None = None) -> None:
         super().__init__(128 + number)  # as shells have it
@@ -33,7 +33,7 @@ class Interrupted(SystemExit):
 
 
 class Footprint:
-    """What a fit writes into its folder. Made before there is anything.
+    """What a fit writes into its folder. Make it before the run writes anything.
 
     Args:
         folder: the run's folder, which may exist.
@@ -48,7 +48,7 @@ class Footprint:
         self.began = time.time()
 
     def remove(self) -> None:
-        """Take back what this process has written, and the folders where nothing else is in them."""
+        """Delete what this process has written, and its folders where they are empty."""
         files = set(self.folder.glob("*")) - self.before
         curves = {path for path in files if path.match(f"events.out.tfevents.*.{os.getpid()}.*")}
         others = files - curves
@@ -70,7 +70,7 @@ class Footprint:
 def stoppable(
     trainer: pl.Trainer, footprint: Footprint | None, last: ModelCheckpoint, guard: DivergenceGuard
 ) -> Iterator[None]:
-    """Take back what a fit has written that ends before its first step, and make all interruptions one.
+    """Delete what a fit wrote that ends before its first step, and turn every interruption into `Interrupted`.
 
     Args:
         trainer: runs it.
@@ -105,7 +105,7 @@ def _signal_of(error: BaseException) -> signal.Signals | None:
 
 
 def interruptible(main: Main) -> Main:
-    """Let the command line end in the command that continues a run, and with the status of the signal."""
+    """Make the command line end with the command that continues the run and the exit status of the signal."""
 
     @wraps(main)
     def wrapped(args: Sequence[str], run: bool = True) -> Any:
@@ -140,7 +140,7 @@ def _way_on(args: list[str], checkpoint: Path | None) -> Iterator[str]:
 
 @contextmanager
 def _sigterm_raises() -> Iterator[None]:
-    """Let SIGTERM end Python in order, and not on the spot, while Lightning does not listen for it."""
+    """Turn SIGTERM into an exception while Lightning does not listen for it."""
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
         yield
         return

@@ -108,7 +108,7 @@ class ImplicitTask(pl.LightningModule, ABC):
         return loss + penalty
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Take the step, and let the model bring its parameters back to where it is well-posed."""
+        """Take the step, then let the model project its parameters to where it is well-posed."""
         super().optimizer_step(*args, **kwargs)
         with torch.no_grad():
             self.net.project(self._solved)
@@ -134,7 +134,7 @@ class ImplicitTask(pl.LightningModule, ABC):
 
     @property
     def departures(self) -> list[str]:
-        """What makes results of this task other than they should be."""
+        """What makes results of this task not comparable."""
         return []
 
     def configure_callbacks(self) -> Sequence[Callback]:
@@ -145,7 +145,7 @@ class ImplicitTask(pl.LightningModule, ABC):
         return wanted
 
     def setup(self, stage: str) -> None:
-        """Give every implicit model the one strategy; this is before the checkpoint restores the strategy's state."""
+        """Give every implicit model the strategy, before the checkpoint restores its state."""
         del stage
         samples = samples_of(getattr(self.trainer, "datamodule", None))
         if samples is not None:
@@ -157,7 +157,7 @@ class ImplicitTask(pl.LightningModule, ABC):
                 model.gradient = gradient
 
     def teardown(self, stage: str) -> None:
-        """Put the memory format back where nobody asked for it."""
+        """Restore the memory format, unless channels last was asked for."""
         del stage
         if self.channels_last is None:
             self._format.off()

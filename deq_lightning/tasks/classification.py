@@ -73,11 +73,11 @@ class ImageClassification(SupervisedTask):
 
     @property
     def departures(self) -> list[str]:
-        """What makes results of this task other than they should be."""
+        """What makes results of this task not comparable."""
         return ["dropout and batch statistics are as in training"] if self.evaluate_in_train_mode else []
 
     def on_validation_model_eval(self) -> None:
-        """Enter evaluation mode."""
+        """Enter evaluation mode, or stay in training mode where that is wanted."""
         self.train(self.evaluate_in_train_mode)
 
     on_test_model_eval = on_predict_model_eval = on_validation_model_eval

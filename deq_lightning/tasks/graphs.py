@@ -68,7 +68,7 @@ class GraphClassification(GraphTask):
         self.measure(acc=MulticlassAccuracy(average="micro"))
 
     def counted(self, logits: Tensor, batch: Any, split: str) -> tuple[Tensor, Tensor]:
-        """Return all of them."""
+        """Return all logits and labels."""
         del split
         return logits, batch.y
 

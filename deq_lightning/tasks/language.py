@@ -1,4 +1,4 @@
-"""Language modelling: the next word, with a memory of the words before."""
+"""Language modelling: predict the next word, with a memory of the words before."""
 
 from collections.abc import Iterator
 from typing import Any, cast
@@ -23,7 +23,7 @@ class Perplexity(MeanMetric):
         super().__init__(nan_strategy="disable")  # a figure that is not a number shall be seen
 
     def compute(self) -> Tensor:
-        """Return it."""
+        """Return exp(mean of −log p)."""
         return super().compute().exp()
 
 
@@ -129,11 +129,11 @@ class LanguageModeling(ImplicitTask):
         self.log_equilibria(equilibria, nll.numel(), prefix=f"{split}_")
 
     def on_validation_end(self) -> None:
-        """Free the memory."""
+        """Drop the memory of the split."""
         self.memory.pop("val", None)
 
     def on_test_end(self) -> None:
-        """Free the memory."""
+        """Drop the memory of the split."""
         self.memory.pop("test", None)
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:

@@ -68,7 +68,7 @@ class Leading(nn.Module):
         self.size = size
 
     def forward(self, z: Tensor) -> Tensor:
-        """Return them."""
+        """Return the leading coordinates."""
         return z[:, : self.size]
 
 
