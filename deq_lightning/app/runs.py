@@ -70,8 +70,8 @@ def _option(args: Sequence[str], name: str) -> str | None:
 class SaveConfig(SaveConfigCallback):
     """Writes the config of a run into its folder, so that the folder alone can be tested or continued.
 
-    It does so before the first training batch and so before the first checkpoint. A run that is refused earlier leaves the
-    config of an earlier run as it was.
+    It does so before the first training batch and so before the first checkpoint. A run that is refused earlier leaves
+    an older config as it was.
 
     Args:
         parser: writes it.
