@@ -129,14 +129,14 @@ class DEQCLI(LightningCLI):
             self.samples = samples_of(self.datamodule)
         except DataError:
             if not self.printing:
-                raise  # to print a config nobody needs the data
+                raise  # printing a config needs no data
         filled = []
         if self.samples is not None:
             check_task(class_of(config.model), self.samples, name)
             filled = fill_sizes(config, self._own(self.typed), self.samples, name)
         if self.printing:
             self.parser.parse_args([*self.args, *filled])  # prints, and ends the program
-        vars(self).pop("config_dump", None)  # Lightning's, of which hyper-parameters are saved: made before the sizes
+        vars(self).pop("config_dump", None)  # Lightning saves hyper-parameters from this dump, made before the sizes
 
     def instantiate_classes(self) -> None:
         """Build everything; report what a constructor refuses in a line."""
@@ -194,7 +194,7 @@ class DEQCLI(LightningCLI):
 
     @property
     def departures(self) -> list[str]:
-        """What makes results other than they should be."""
+        """What makes results not comparable."""
         return departures(self.datamodule, self.model)
 
     def after_validate(self) -> None:

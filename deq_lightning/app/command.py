@@ -18,7 +18,7 @@ from deq_lightning.callbacks import DivergenceError
 from deq_lightning.configured import CombinationError, RunError
 from deq_lightning.data import DataError
 
-# Warnings about Lightning's own doings, of which the user can change nothing.
+# Warnings about Lightning's own doings, which the user cannot change.
 QUIET = (
     "LightningCLI's args parameter",  # they are the shell's own, completed
     "Checkpoint directory .* exists and is not empty",  # the run's config is there

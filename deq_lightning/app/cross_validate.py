@@ -103,7 +103,7 @@ def _check_selection(cli: Any) -> None:
 
 
 def _results_so_far(path: Path, cli: Any) -> dict[str, Any]:
-    """Return the results of the folds that are done, with the settings that they are of."""
+    """Return the results of the finished folds, with their settings."""
     protocol = f"not comparable: {'; '.join(cli.departures)}" if cli.departures else OWN_PROTOCOL
     new = {"protocol": protocol, "settings": json.loads(cli.parser.dump(cli.config, format="json")), "folds": {}}
     if not path.is_file():

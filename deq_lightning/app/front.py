@@ -32,7 +32,7 @@ subcommands:
 a first run, on real handwritten digits that need no download:
   fit --config digits_upg.yaml
 
-its options, of which those after the config win:
+its options; those after the config win:
   --gradient NPG --gradient.k 3        how the equilibrium is differentiated
   --model.net.solver Anderson          how it is found
   --trainer.max_epochs 5               any argument of Lightning's Trainer

@@ -1,4 +1,4 @@
-"""Lightning's import without the modules of which the command line's start needs a name or none.
+"""Import Lightning without modules that the start of the command line hardly needs.
 
 Most of the seconds that `import pytorch_lightning` takes beyond those of torch go to three modules:
 
@@ -36,7 +36,7 @@ class _NoPath:
 
 
 class Placeholder(ModuleType):
-    """Stands for a module while others are imported, and later is a way to it for whoever has kept it."""
+    """Stands for a module while others are imported; those that keep it reach the real module through it."""
 
     def __init__(self, name: str, **names: Any) -> None:
         super().__init__(name)
@@ -44,7 +44,7 @@ class Placeholder(ModuleType):
         self.__dict__.update(names, __path__=_NoPath())
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # of whoever looks through all modules
+        if name.startswith("__"):  # asked by code that looks through all modules
             raise AttributeError(name)
         if sys.modules.get(self.__name__) is self:
             raise Unforeseen(f"{self.__name__}.{name}")
@@ -52,7 +52,7 @@ class Placeholder(ModuleType):
 
 
 class _Compiled(type):
-    """Knows dynamo's compiled modules, of which there are none before dynamo is imported."""
+    """Recognises dynamo's compiled modules; there are none before dynamo is imported."""
 
     def __instancecheck__(cls, instance: Any) -> bool:
         dynamo = sys.modules.get("torch._dynamo")

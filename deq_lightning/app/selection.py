@@ -14,7 +14,7 @@ from deq_lightning.tasks import ImplicitTask
 
 
 def select_by_task(best_checkpoint: Namespace, typed: Namespace | None, task: ImplicitTask) -> None:
-    """Let the task say which figure selects the best checkpoint and whether high or low is best, where nobody typed it.
+    """Let the task say which figure selects the best checkpoint and whether high or low is best, unless it was typed.
 
     Args:
         best_checkpoint: the settings, with every default; changed.

@@ -16,7 +16,7 @@ def in_brief(message: str, families: Mapping[str, Sequence[type]], flags: Sequen
     """Say what jsonargparse says in nested paragraphs in one line, with the nearest known name.
 
     Args:
-        message: the error, each level of which names a key or a class, and the last of which says what is wrong.
+        message: the error; each level names a key or a class, and the last one says what is wrong.
         families: key of a class on the command line, and the classes it may name.
         flags: the first parts of those that there are.
     """

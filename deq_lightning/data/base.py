@@ -55,7 +55,7 @@ class Described(pl.LightningDataModule, ABC):
 class DataModule(Described):
     """Base class of data modules. To derive one, implement `setup`, which fills `train_set`, `val_set` and `test_set`.
 
-    Override `samples` as well to describe the samples, so that nobody has to type the sizes of a network.
+    Override `samples` as well to describe the samples, so that the sizes of a network need not be typed.
 
     The order of the training samples depends only on `seed` and the epoch (with several devices also on the global
     seed); the last, smaller batch is kept.

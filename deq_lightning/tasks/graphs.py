@@ -25,7 +25,7 @@ class GraphTask(SupervisedTask):
     """
 
     labels: str  # what the task predicts, in words
-    network: ClassVar[str]  # one that does
+    network: ClassVar[str]  # a network that predicts them
 
     @abstractmethod
     def counted(self, logits: Tensor, batch: Any, split: str) -> tuple[Tensor, Tensor]:

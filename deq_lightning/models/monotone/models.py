@@ -125,7 +125,7 @@ class MONConv(MonotoneModel):
 
 
 class MONMultiTier(MonotoneModel):
-    r"""Convolutional monotone operator equilibrium network, of several resolutions, each of which feeds the next.
+    r"""Convolutional monotone operator equilibrium network, with several resolutions; each feeds the next.
 
     W is block lower bidiagonal; every tier is as in `MONConv`, with scales of its own, and a stride-2 convolution leads
     to the next. The published code learns the scales g, and returns NaN where one becomes negative; here √g is learnt.

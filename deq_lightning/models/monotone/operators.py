@@ -96,7 +96,7 @@ class DenseMap(NamedTuple):
 
 
 class MonotoneConvolution(MonotoneOperator):
-    r"""Circular 3x3 convolutions on maps of one or several resolutions, each of which feeds the next.
+    r"""Circular 3x3 convolutions on maps of one or several resolutions; each feeds the next.
 
     :math:`W = (1 - m) I - A^\top A + B - B^\top` of the whole state, where A maps every tier to itself and, with stride
     2, to the next one, and the skew part makes what would lead back to a finer tier vanish. So W is block lower

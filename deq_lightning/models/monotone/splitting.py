@@ -68,7 +68,7 @@ class MonotoneModel(ImplicitModel, Freezable):
         self.prepared = self._prepare()
 
     def _prepare(self) -> tuple[Tensor, MonotoneMap]:
-        alpha = self.alpha.clone()  # a map that somebody keeps must not change when `alpha` is tuned
+        alpha = self.alpha.clone()  # a map that is kept must not change when `alpha` is tuned
         with torch.autocast(alpha.device.type, enabled=False):  # an inverse in half precision is none
             return alpha, self.monotone.prepare(alpha if self.splitting == "peaceman_rachford" else None)
 
