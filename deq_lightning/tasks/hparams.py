@@ -1,9 +1,13 @@
 """What of a task's hyper-parameters goes into checkpoints."""
 
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
+
+from deq_lightning.trust import foreign_names, unfolded
 
 
 def save_plain_hyperparameters(task: pl.LightningModule) -> None:
@@ -17,6 +21,37 @@ def save_plain_hyperparameters(task: pl.LightningModule) -> None:
         task.save_hyperparameters()
     for name in [name for name, value in task.hparams.items() if not _is_plain(value)]:
         task.hparams.pop(name)
+
+
+def check_hyperparameters(path: Any, cls: type, given: Iterable[str]) -> None:
+    """Make sure that the hyper-parameters of a checkpoint name no class of others.
+
+    Args:
+        path: of the checkpoint.
+        cls: the task that is made of it.
+        given: arguments that are not taken from it.
+
+    Raises:
+        ValueError: if they do.
+    """
+    if hasattr(path, "read"):
+        position = path.tell()
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        path.seek(position)
+    else:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    for part in ("hyper_parameters", "hparams", "module_arguments"):
+        found = checkpoint.get(part) or {}
+        own = {"_class_path": f"{cls.__module__}.{cls.__qualname__}", "_instantiator": INSTANTIATOR}
+        settings = {key: value for key, value in found.items() if key not in given and value != own.get(key)}
+        for key, name in foreign_names(unfolded(settings)):
+            raise ValueError(
+                f"the checkpoint names {name} as `{key}`, which is not of this program. If you trust it, call "
+                f"`{cls.__name__}.load_from_checkpoint(path, trust_config=True)`."
+            )
+
+
+INSTANTIATOR = "pytorch_lightning.cli.instantiate_module"  # Lightning's own, of every run of the command line
 
 
 def _is_plain(value: Any) -> bool:

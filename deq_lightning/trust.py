@@ -1,0 +1,111 @@
+"""Which classes a file may name that nobody has typed."""
+
+import importlib.util
+import inspect
+import pydoc
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+LIBRARIES = ("deq_lightning", "torch.optim", "pytorch_lightning", "torchvision.transforms")
+LONGEST = 2**20  # bytes of a file that a setting may name and whose content would be read as settings
+
+
+def foreign_names(settings: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yield what would run code of others if objects were made from these settings; imports none of it.
+
+    Free are classes of this program, optimizers and schedules of PyTorch, and Lightning's own callbacks (but those
+    that take functions), loggers and strategies. A name counts wherever it stands, because a parser turns a string into
+    a class, a function or further settings wherever it expects one.
+
+    Args:
+        settings: plain data, as read from a config or the hyper-parameters of a checkpoint, and `unfolded`.
+        key: of the settings.
+
+    Yields:
+        The dotted key and the name.
+    """
+    if isinstance(settings, Mapping):
+        for name, value in settings.items():
+            yield from foreign_names(value, f"{key}.{name}".lstrip("."))
+    elif isinstance(settings, list | tuple):
+        for value in settings:
+            yield from foreign_names(value, key)
+    elif isinstance(settings, str) and _importable(settings) and not _is_free(settings):
+        yield key, settings
+
+
+def unfolded(settings: Any) -> Any:
+    """Return settings with those in them that are written as text, or in a file that a text names, in their place."""
+    if isinstance(settings, Mapping):
+        return {key: unfolded(value) for key, value in settings.items()}
+    if isinstance(settings, list | tuple):
+        return [unfolded(value) for value in settings]
+    inner = _within(settings) if isinstance(settings, str) else None
+    return settings if inner is None else unfolded(inner)
+
+
+def _importable(name: str) -> bool:
+    """Say whether a string is the path of something that could be imported, without importing it."""
+    head, *rest = name.strip().split(".")
+    if not rest or not all(part.isidentifier() for part in (head, *rest)):
+        return False
+    try:
+        return head in sys.modules or importlib.util.find_spec(head) is not None
+    except (ImportError, ValueError):
+        return True
+
+
+def _is_free(name: str) -> bool:
+    """Say whether a name is that of a class that may be used."""
+    library = next((one for one in LIBRARIES if name.startswith(f"{one}.")), None)
+    if library is None:
+        return False
+    try:
+        found = pydoc.locate(name)  # imports of that package alone
+    except pydoc.ErrorDuringImport:
+        return False
+    if not inspect.isclass(found) or not f"{found.__module__}.".startswith(f"{library}."):
+        return False  # what the package itself imports, such as `os`, can be reached through it
+    return library == "deq_lightning" or (issubclass(found, _kinds(library)) and found.__name__ not in TAKE_FUNCTIONS)
+
+
+TAKE_FUNCTIONS = ("LambdaCallback", "Lambda", "LambdaLR", "MultiplicativeLR")
+
+
+def _kinds(library: str) -> tuple[type, ...]:
+    """Return the bases of the classes of a library that may be used."""
+    import torch
+    from torch.optim.lr_scheduler import LRScheduler
+
+    if library == "torch.optim":
+        return torch.optim.Optimizer, LRScheduler
+    if library == "torchvision.transforms":
+        return (torch.nn.Module,)
+    from pytorch_lightning import Callback
+    from pytorch_lightning.loggers import Logger
+    from pytorch_lightning.strategies import Strategy
+
+    return Callback, Logger, Strategy, LRScheduler
+
+
+def _within(text: str) -> Any:
+    """Return the settings that a string holds, or the file that it names; None if there are none."""
+    path = Path(text)
+    if "\n" not in text and path.is_file() and path.stat().st_size <= LONGEST:
+        text = path.read_text(errors="replace")
+    try:
+        found = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):
+        return None
+    return found if _has_names(found) else None
+
+
+def _has_names(found: Any) -> bool:
+    """Say whether a class is named in it."""
+    if isinstance(found, dict):
+        return not found.keys().isdisjoint(("class_path", "init_args")) or any(map(_has_names, found.values()))
+    return isinstance(found, list) and any(map(_has_names, found))
