@@ -8,6 +8,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from deq_lightning.perron import ROUNDING as ROUNDING
+
 IMAGES = "images with a class each"
 PIXELS = "images with a class for each pixel"
 GRAPHS = "graphs with a class each"
@@ -17,7 +19,6 @@ TEXT = "a text"
 
 UNKNOWN_ID = 0  # in every vocabulary, the id of the word that stands for all others
 AT_LEAST = ("num_classes", "perron")  # a network may be made for more of these
-ROUNDING = 1e-3  # a normalised adjacency has a Perron-Frobenius eigenvalue of 1, up to rounding
 
 
 @dataclass(frozen=True)

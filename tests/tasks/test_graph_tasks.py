@@ -19,6 +19,7 @@ from deq_lightning import (
     Chains,
     EquilibriumMonitor,
     GraphClassification,
+    GraphDataModule,
     IGNNGraphClassifier,
     IGNNNodeClassifier,
     IGNNSkipNodeClassifier,
@@ -30,6 +31,7 @@ from deq_lightning import (
 from deq_lightning.cli import main
 from deq_lightning.configured import CombinationError
 from deq_lightning.models import Equilibrium, Network
+from deq_lightning.samples import NODES
 
 
 class Given(Network):
@@ -278,6 +280,49 @@ def test_adjacency_as_it_is_needs_its_perron_eigenvalue(folder: Path, monkeypatc
         fitted(folder, NodeClassification(small(IGNNSkipNodeClassifier, **sizes), multilabel=True), data)
     net = small(IGNNSkipNodeClassifier, **sizes, perron=3.0)
     assert math.isfinite(fitted(folder, NodeClassification(net, multilabel=True), data)["val_loss"])
+
+
+class Unnormalised(GraphDataModule):
+    """Rings whose test graph alone has no edge weights, under a description that says otherwise."""
+
+    def setup(self, stage: str | None = None) -> None:
+        pairs = torch.tensor([[0, 1, 2, 1, 2, 0], [1, 2, 0, 0, 1, 2]])
+        rings = [Data(x=torch.ones(3, 2), edge_index=pairs, y=torch.tensor([0, 1, 0])) for _ in range(3)]
+        for ring in rings[:2]:
+            ring.edge_weight = torch.full((6,), 0.5)
+        self.train_set, self.val_set, self.test_set = ([ring] for ring in rings)
+        self.describe(NODES, rings[0], classes=2, perron=1.0)
+
+
+def test_a_graph_that_is_not_normalised_is_refused_wherever_it_comes(folder: Path) -> None:
+    task = NodeClassification(small(IGNNNodeClassifier, in_features=2))
+    assert math.isfinite(fitted(folder, task, Unnormalised())["val_loss"])
+    with pytest.raises(CombinationError, match=r"must be at most 1, the `perron` .*, got a graph with 2\. Normalise"):
+        trainer(folder).test(task, datamodule=Unnormalised(), verbose=False)
+    task = NodeClassification(small(IGNNNodeClassifier, in_features=2, perron=2.0))
+    (metrics,) = trainer(folder).test(task, datamodule=Unnormalised(), verbose=False)
+    assert math.isfinite(metrics["test_loss"])
+
+
+def test_the_command_line_says_what_to_type_for_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_tu(folder, monkeypatch)
+    monkeypatch.setattr("deq_lightning.data.graphs.tu.normalised", lambda graphs, weight=1.0: graphs)
+    with pytest.raises(SystemExit) as exit_:
+        main(["fit", *TINY_TU, "--trainer.max_epochs", "1"])
+    error = capsys.readouterr().err
+    assert exit_.value.code == 2 and "Traceback" not in error
+    assert "must be at most 1, the `perron` of the network, got a graph with 1.732051. Normalise" in error
+    assert "or type `--model.net.perron 1.7321`" in error
+
+
+def test_the_published_double_edges_are_normalised(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_tu(folder, monkeypatch)
+    task = GraphClassification(small(IGNNGraphClassifier, in_features=3, width=4))
+    data = TUGraphs(str(folder), folds=4, double_test_edges=True)
+    (metrics,) = trainer(folder).test(task, datamodule=data, verbose=False)
+    assert metrics["test_solver_residual"] <= 1e-5
 
 
 def test_a_run_that_diverges_says_so(

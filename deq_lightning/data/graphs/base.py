@@ -1,20 +1,24 @@
 """The base classes of graph data modules."""
 
+import os
+import tempfile
+import zipfile
 from abc import abstractmethod
 from collections.abc import Sequence
-from pathlib import Path
-from typing import ClassVar, cast
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch_geometric.data import Data
+from torch.utils.data import Dataset
+from torch_geometric.data import Data, download_url
 from torch_geometric.loader import DataLoader
 
 from deq_lightning.data.base import DataModule
 from deq_lightning.data.errors import DataError, DatasetNotFoundError, brief
 from deq_lightning.data.order import TrainLoader
-from deq_lightning.samples import NODES, Samples
+from deq_lightning.samples import GRAPHS, NODES, Samples
 
 
 class GraphTrainLoader(TrainLoader, DataLoader):
@@ -60,9 +64,21 @@ class GraphDataModule(DataModule):
         """
         self._samples = Samples(kind, features=graph.num_features, classes=classes, perron=perron)
 
+    def _filled(self, split: str) -> Dataset[Any]:
+        graphs: Any = super()._filled(split)
+        place = f"`{type(self).__name__}.{split}`"
+        check_features(graphs, place)
+        if self._samples and self._samples.kind in (GRAPHS, NODES):
+            check_classes(graphs, self._samples.classes or 0, place)
+        return graphs
+
 
 class GraphFiles(GraphDataModule):
-    """Base class of data modules that read graphs from files; implement `folder`, `files`, `fetch` and `setup`."""
+    """Base class of data modules that read graphs from files; implement `folder`, `files`, `url` and `setup`.
+
+    Only text and arrays are read, and only such files are unpacked from an archive: what PyTorch Geometric would keep
+    beside them are pickles, which run what anybody has put into them.
+    """
 
     name: str  # of the collection
     root: str
@@ -79,9 +95,30 @@ class GraphFiles(GraphDataModule):
     def files(self) -> list[str]:
         """Names of the files in the folder."""
 
+    @property
     @abstractmethod
+    def url(self) -> str:
+        """Address of the archive that holds the files."""
+
+    def wanted(self, file: str) -> bool:
+        """Return whether a file of the archive is one to unpack."""
+        return file in self.files
+
     def fetch(self) -> None:
-        """Download the files."""
+        """Download the archive and unpack the files."""
+        Path(self.root).mkdir(parents=True, exist_ok=True)
+        # In a new folder: `download_url` takes what is there for the whole archive, also what an interrupted run left.
+        with tempfile.TemporaryDirectory(dir=self.root) as place:
+            with zipfile.ZipFile(download_url(self.url, place)) as archive:
+                paths = {PurePosixPath(path).name: path for path in archive.namelist()}
+                unpacked = [file for file in paths if self.wanted(file)]
+                if lacking := set(self.files) - set(unpacked):
+                    raise FileNotFoundError(f"the archive has no {min(lacking)}")
+                for file in unpacked:
+                    Path(place, file).write_bytes(archive.read(paths[file]))
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for file in sorted(unpacked, key=self.files.__contains__):  # last those that say that all are there
+                os.replace(Path(place, file), self.folder / file)
 
     def prepare_data(self) -> None:
         """Download missing files if `download` allows it."""
@@ -106,8 +143,37 @@ class GraphFiles(GraphDataModule):
         return ""
 
 
-def check_graphs(graphs: Sequence[Data], place: str) -> None:
-    """Raise a DataError unless every graph has nodes, and edges only between them."""
+def check_features(graphs: Any, place: str) -> None:
+    """Raise a DataError unless the features of every graph are finite, as far as it has some."""
+    for number in range(len(graphs)):
+        x = graphs[number].x
+        if x is not None and not x.isfinite().all():
+            raise DataError(
+                f"the features of a graph must be finite, got {x[~x.isfinite()][0]} in graph {number + 1} of {place}. "
+                "Repair them, or leave that graph out."
+            )
+
+
+def check_classes(graphs: Any, classes: int, place: str) -> None:
+    """Raise a DataError unless the labels of every graph are below `classes`."""
+    for number in range(len(graphs)):
+        y = graphs[number].y
+        if y is not None and y.numel() and y.max() >= classes:
+            raise DataError(
+                f"labels must be consecutive classes, 0 to {classes - 1}, got {y.max()} in graph {number + 1} of "
+                f"{place}. Number them anew, or call `describe` with the number of classes."
+            )
+
+
+def check_graphs(graphs: Sequence[Data], place: str, features: str | None = None) -> None:
+    """Raise a DataError unless every graph has nodes, edges only between them, and finite features.
+
+    Args:
+        graphs: the graphs.
+        place: folder that they come from.
+        features: file that the features come from. None: `place`.
+    """
+    check_features(graphs, f"`{features or place}`")
     for number, graph in enumerate(graphs):
         if not graph.num_nodes:
             raise DataError(f"graph {number + 1} under `{place}` has no nodes. Leave it out of the files.")

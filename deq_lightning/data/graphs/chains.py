@@ -6,7 +6,7 @@ from torch_geometric import transforms
 from torch_geometric.data import Data
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
 
-from deq_lightning.configured import at_least
+from deq_lightning.configured import at_least, sizes, within
 from deq_lightning.data.base import Size, check_sizes, samples_in
 from deq_lightning.data.errors import SplitError
 from deq_lightning.data.graphs.base import OneGraph, mask
@@ -51,11 +51,12 @@ class Chains(OneGraph):
         seed: int = 42,
     ) -> None:
         super().__init__(seed)
-        at_least(1, length=length, chains_per_class=chains_per_class)
+        sizes(1, length=length, chains_per_class=chains_per_class)
         check_sizes(train_size=train_size, val_size=val_size, test_size=test_size)
-        at_least(2, classes=classes)
-        at_least(classes, features=features)
+        sizes(2, classes=classes)
+        sizes(classes, features=features)
         at_least(0, noise=noise)
+        within("[0, 1e30]", noise=noise)
         self.shape = (classes, chains_per_class, length, features)
         self.noise = noise
         self.sizes = (train_size, val_size, test_size)

@@ -6,31 +6,16 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch_geometric import datasets, transforms
-from torch_geometric.data import Data, download_url, extract_zip
+from torch_geometric.data import Data
 
 from deq_lightning.configured import one_of
 from deq_lightning.data.errors import DataError, DatasetNotFoundError, brief
 from deq_lightning.data.graphs.base import GraphFiles, check_graphs
+from deq_lightning.perron import perron_bound
 from deq_lightning.samples import NODE_LABELS
 
 Normalization = Literal["perron", "gcn", "none"]
-
-
-def perron_bound(edge_index: Tensor, nodes: int, steps: int = 100) -> float:
-    """Return a close upper bound on the Perron-Frobenius eigenvalue of the adjacency.
-
-    By Collatz and Wielandt: max (A x)ᵢ / xᵢ is such a bound for every positive x, and falls to the eigenvalue as x
-    follows the power iteration.
-    """
-    source, target = edge_index
-    x, bound = torch.ones(nodes, dtype=torch.float64), float("inf")
-    for _ in range(steps):
-        image = x.index_add(0, target, x[source])  # (I + A) x: iterating I + A does not alternate
-        bound = min(bound, (image / x).max().item() - 1)
-        x = (image / image.max()).clamp_min(1e-30)
-    return bound
 
 
 def read_ppi(folder: Path, split: str) -> list[Data]:
@@ -42,12 +27,19 @@ def read_ppi(folder: Path, split: str) -> list[Data]:
     content = json.loads((folder / f"{split}_graph.json").read_text())
     ends = torch.tensor([(link["source"], link["target"]) for link in content["links"]], dtype=torch.long)
     parts = ("feats", "labels", "graph_id")
-    x, y, number = (torch.as_tensor(np.load(folder / f"{split}_{part}.npy")) for part in parts)
+    arrays = (np.load(folder / f"{split}_{part}.npy", allow_pickle=False) for part in parts)
+    x, y, number = map(torch.as_tensor, arrays)
     whole = Data(x=x.float(), y=y.float(), edge_index=ends.view(-1, 2).t())
     if not content["directed"]:
         whole.edge_index = torch.cat([whole.edge_index, whole.edge_index.flip(0)], dim=1)
     whole = transforms.RemoveSelfLoops()(whole.coalesce())
-    return [whole.subgraph(number == one) for one in range(int(number.min()), int(number.max()) + 1)]
+    first, last = int(number.min()), int(number.max())
+    if last - first >= len(number):
+        raise DataError(
+            f"the graphs in `{folder / split}_graph_id.npy` must have consecutive numbers, got {first} to {last} for "
+            f"{len(number)} nodes. Number them anew."
+        )
+    return [whole.subgraph(number == one) for one in range(first, last + 1)]
 
 
 class PPI(GraphFiles):
@@ -106,9 +98,10 @@ class PPI(GraphFiles):
         parts = ("feats.npy", "graph_id.npy", "graph.json", "labels.npy")
         return [f"{split}_{part}" for split in ("train", "valid", "test") for part in parts]
 
-    def fetch(self) -> None:
-        """Download and unpack the files."""
-        extract_zip(download_url(datasets.PPI.url, self.root), str(self.folder))
+    @property
+    def url(self) -> str:
+        """Address of the archive that holds the files."""
+        return datasets.PPI.url
 
     def setup(self, stage: str | None = None) -> None:
         """Read all graphs once, whatever the stage, so that damage is found before training, not after it."""
@@ -125,15 +118,19 @@ class PPI(GraphFiles):
     def _read(self, split: str) -> list[Data]:
         try:
             graphs = read_ppi(self.folder, split)
+        except DataError:
+            raise
         except Exception as error:  # whatever reading a damaged file may raise
             raise DatasetNotFoundError(
                 f"the files of `{split}` under `{self.folder}/` are damaged, cut short or not of the same nodes "
                 f"({brief(error)}). Delete `{self.folder}` and set `download=True` to fetch it again."
             ) from error
-        check_graphs(graphs, str(self.folder))
-        labels = torch.cat([graph.y for graph in graphs])
+        check_graphs(graphs, str(self.folder), str(self.folder / f"{split}_feats.npy"))
+        labels, file = torch.cat([graph.y for graph in graphs]), self.folder / f"{split}_labels.npy"
         if not ((labels == 0) | (labels == 1)).all():
-            raise DataError(f"the labels under `{self.folder}` must be 0 or 1, got {labels.min()} to {labels.max()}.")
+            raise DataError(f"the labels in `{file}` must be 0 or 1, got {labels.min()} to {labels.max()}.")
+        if (labels == labels[0, 0]).all():
+            raise DataError(f"the labels in `{file}` must be 0 and 1, got {labels[0, 0]} for all: nothing to learn.")
         return [self._normalised(graph) for graph in graphs]
 
     def _normalised(self, graph: Data) -> Data:

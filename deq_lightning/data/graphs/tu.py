@@ -6,41 +6,73 @@ from pathlib import Path
 import numpy as np
 import torch
 from sklearn.model_selection import StratifiedKFold, train_test_split
+from torch import Tensor
 from torch_geometric import datasets, transforms
-from torch_geometric.data import Data, InMemoryDataset
-from torch_geometric.io import read_tu_data
+from torch_geometric.data import Data
+from torch_geometric.utils import coalesce, one_hot, remove_self_loops
 
-from deq_lightning.configured import at_least, renamed, within
+from deq_lightning.configured import renamed, whole, within
 from deq_lightning.data.base import Size, check_sizes, samples_in
 from deq_lightning.data.errors import DataError, DatasetNotFoundError, SplitError, brief
 from deq_lightning.data.graphs.base import GraphFiles, check_graphs
 from deq_lightning.samples import GRAPHS
 
+PARTS = ("A", "graph_indicator", "graph_labels")  # of the files that every collection has
 
-class TUFiles(InMemoryDataset):
-    """The graphs of a collection, read from its text files, with one-hot node labels as features.
 
-    `TUDataset` keeps a pickle of them beside the files, and unpickles what it finds there.
+def read_table(file: Path) -> np.ndarray:
+    """Return (lines, numbers) the whole numbers of a text file, with commas between those of a line."""
+    lines = file.read_text().splitlines()
+    rows = [[int(number) for number in line.split(",")] for line in lines if line.strip()]
+    return np.array(rows or np.empty((0, 1)), dtype=np.int64)
+
+
+def read_tu(folder: Path, name: str) -> list[Data]:
+    """Return the graphs of a collection, with one-hot node labels as features.
+
+    PyTorch Geometric's `TUDataset` keeps a pickle beside the files, and unpickles what it finds there; its reader fails
+    on a collection without edges, and allocates as many features as the largest label says.
 
     Args:
         folder: folder that holds the files.
         name: name of the collection, which the names of its files begin with.
     """
+    edges, (place,), (y,) = (read_table(folder / f"{name}_{part}.txt").T for part in PARTS)
+    ends, place = torch.as_tensor(edges).view(2, -1) - 1, place - 1
+    graphs = len(y)
+    if not graphs or (np.diff(place) < 0).any() or place.min() < 0 or place.max() >= graphs:
+        raise ValueError("the files are not of the same nodes and graphs")
+    if ends.numel() and not 0 <= int(ends.min()) <= int(ends.max()) < len(place):
+        raise ValueError("there is an edge of a node that is in no graph")
+    labels = folder / f"{name}_node_labels.txt"
+    x = one_hot_labels(labels, len(place)) if labels.is_file() else torch.ones(len(place), 1)
+    _, classes = np.unique(y, return_inverse=True)
+    counts = np.bincount(place, minlength=graphs)
+    starts = torch.as_tensor(np.cumsum([0, *counts]))
+    ends = coalesce(remove_self_loops(ends)[0], num_nodes=len(place))
+    graph_of_edge = torch.as_tensor(place)[ends[0]]
+    ends = (ends - starts[graph_of_edge]).split(torch.bincount(graph_of_edge, minlength=graphs).tolist(), dim=1)
+    labelled = zip(x.split(counts.tolist()), ends, torch.as_tensor(classes.reshape(-1, 1)), strict=True)
+    return [Data(x=features, edge_index=edge_index, y=label) for features, edge_index, label in labelled]
 
-    def __init__(self, folder: Path, name: str) -> None:
-        super().__init__()
-        data, slices, sizes = read_tu_data(str(folder), name)
-        nodes, graphs = torch.as_tensor(slices.get("x", [])), len(slices["y"]) - 1
-        if len(data.y) != graphs or (data.x is not None and int(nodes[-1]) != len(data.x)):
-            raise ValueError("the files are not of the same nodes and graphs")
-        if data.x is not None:
-            data.x = data.x[:, sizes["num_node_attributes"] :]
-        # The reader leaves out the last graphs if they have no edges.
-        ends = slices["edge_index"]
-        slices["edge_index"] = torch.cat([ends, ends[-1:].expand(graphs + 1 - len(ends))])
-        data.edge_attr = None
-        slices.pop("edge_attr", None)
-        self.data, self.slices = data, slices
+
+def one_hot_labels(file: Path, nodes: int) -> Tensor:
+    """Return (nodes, features) the labels of the nodes, each of a line's numbers one-hot, from the smallest on.
+
+    Raises:
+        DataError: if there are more features than nodes, as with numbers that are not labels.
+    """
+    labels = read_table(file)
+    if len(labels) != nodes:
+        raise ValueError("the files are not of the same nodes and graphs")
+    for column in labels.T:
+        different = len(np.unique(column))
+        if int(column.max()) - int(column.min()) >= nodes:
+            raise DataError(
+                f"the labels in `{file}` must be consecutive classes, such as 0 to {different - 1}, got "
+                f"{column.min()} to {column.max()} for {different} different ones. Number them anew."
+            )
+    return torch.cat([one_hot(torch.as_tensor(column - column.min())) for column in labels.T], dim=1)
 
 
 @renamed(val_fraction="val_size")
@@ -96,7 +128,8 @@ class TUGraphs(GraphFiles):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, num_workers, seed)
-        at_least(2, folds=folds)
+        whole(2, folds=folds)
+        whole(0, fold=fold)
         within(f"[0, {folds - 1}]", fold=fold)
         check_sizes(val_size=val_size)
         self.root = root
@@ -125,11 +158,16 @@ class TUGraphs(GraphFiles):
     @property
     def files(self) -> list[str]:
         """Names of the files that every collection has."""
-        return [f"{self.name}_{part}.txt" for part in ("A", "graph_indicator", "graph_labels")]
+        return [f"{self.name}_{part}.txt" for part in PARTS]
 
-    def fetch(self) -> None:
-        """Download the files."""
-        datasets.TUDataset(self.root, self.name)
+    @property
+    def url(self) -> str:
+        """Address of the archive that holds the files."""
+        return f"{datasets.TUDataset.url}/{self.name}.zip"
+
+    def wanted(self, file: str) -> bool:
+        """Return whether a file of the archive is one of the collection's text files."""
+        return file.startswith(f"{self.name}_") and file.endswith(".txt")
 
     def _others(self) -> str:
         names = sorted(path.parent.name for path in Path(self.root).glob("*/raw"))
@@ -148,22 +186,28 @@ class TUGraphs(GraphFiles):
         self.val_set = self.test_set if self.validate_on_test else normalised(val)
 
     def _read(self) -> list[Data]:
+        numbers = self.folder / f"{self.name}_graph_attributes.txt"
+        if numbers.is_file():
+            raise DataError(
+                f"the graphs of `{self.name}` must have classes, got numbers from `{numbers}`. Move that file away to "
+                "use their labels."
+            )
         try:
-            files = TUFiles(self.folder, self.name)
+            graphs = read_tu(self.folder, self.name)
+        except DataError:
+            raise
         except Exception as error:  # whatever reading a damaged file may raise
             raise DatasetNotFoundError(
                 f"`{self.name}` under `{self.folder}/` is damaged or cut short ({brief(error)}). Delete "
                 f"`{self.folder}` and set `download=True` to fetch it again."
             ) from error
-        graphs = [files[i] for i in range(len(files))]
         check_graphs(graphs, str(self.folder))
-        if graphs[0].y.is_floating_point():
+        if len({int(graph.y) for graph in graphs}) < 2:
             raise DataError(
-                f"the graphs of `{self.name}` must have classes, got numbers from "
-                f"`{self.folder / self.name}_graph_attributes.txt`. Move that file away to use their labels."
+                f"the labels in `{self.folder / self.name}_graph_labels.txt` must be of two classes or more, got one "
+                "for all graphs. Choose a collection to classify."
             )
-        constant = transforms.Constant()
-        return [graph if graph.num_features else constant(graph) for graph in graphs]
+        return graphs
 
     def _split(self, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the indices of the training, validation and test graphs."""

@@ -27,6 +27,7 @@ class Adjacency:
         self.edge_index = edge_index
         self.edge_weight = edge_weight
         self.nodes = nodes
+        self.perron: float | None = None  # a bound on the Perron-Frobenius eigenvalue, once it has been looked for
 
     @cached_property
     def matrix(self) -> Tensor:

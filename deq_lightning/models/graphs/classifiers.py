@@ -7,7 +7,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deq_lightning.configured import at_least, within
+from deq_lightning.configured import several_sizes, sizes, within
 from deq_lightning.models.graphs.adjacency import GraphBatch
 from deq_lightning.models.graphs.layers import IGNN
 
@@ -45,7 +45,7 @@ class IGNNGraphClassifier(IGNN):
         dropout: float = 0.5,
         **options: Any,
     ) -> None:
-        at_least(1, in_features=in_features, num_classes=num_classes, width=width, depth=depth)
+        sizes(1, in_features=in_features, num_classes=num_classes, width=width, depth=depth)
         super().__init__([in_features, *[width] * depth], **options)
         self.num_classes = num_classes
         self.head = nn.Sequential(
@@ -153,7 +153,7 @@ def checked_dropout(p: float) -> nn.Dropout:
 
 def check_widths(in_features: int, widths: Sequence[int], num_classes: int) -> None:
     """Raise a ValueError unless there are layers, and all are 1 or more wide."""
-    at_least(1, in_features=in_features, num_classes=num_classes)
+    sizes(1, in_features=in_features, num_classes=num_classes)
     if not widths:
         raise ValueError("`widths` must have one entry or more, got []. Each is a layer.")
-    at_least(1, widths=list(widths))
+    several_sizes(1, widths=widths)

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deq_lightning.configured import above, at_least, within
+from deq_lightning.configured import above, sizes, within
 from deq_lightning.models.base import Equilibrium, ImplicitModel, Network
 from deq_lightning.models.graphs.adjacency import Adjacency, GraphBatch, graph_batch
+from deq_lightning.models.graphs.well_posed import check_perron
 from deq_lightning.models.layers.projections import project_rows_to_l1_ball_
 from deq_lightning.solvers import FixedPointIteration, Partition, Solver
 
@@ -51,6 +52,7 @@ class ImplicitGraphLayer(ImplicitModel):
 
     Raises:
         ValueError: if an argument is out of its range.
+        CombinationError: from `forward`, if a graph's Perron-Frobenius eigenvalue is above `perron`.
 
     References:
         Gu et al., "Implicit graph neural networks", NeurIPS 2020, arXiv:2009.06211, Eq. 1 and Section 3.3.
@@ -67,9 +69,10 @@ class ImplicitGraphLayer(ImplicitModel):
         solver: Solver | None = None,
     ) -> None:
         super().__init__(solver or FixedPointIteration(max_steps=300, rtol=1e-5))
-        at_least(1, in_features=in_features, width=width)
+        sizes(1, in_features=in_features, width=width)
         within("(0, 1)", kappa=kappa)
         above(0, perron=perron)
+        self.perron = perron
         self.radius = kappa / perron
         self.weight = nn.Parameter(torch.empty(width, width))
         self.omega1 = nn.Parameter(torch.empty(width, in_features))
@@ -91,7 +94,8 @@ class ImplicitGraphLayer(ImplicitModel):
         return Partition(u.graph, u.num_graphs) if u.num_graphs > 1 else None
 
     def inject(self, x: GraphBatch) -> GraphInjection:
-        """Return Ω₁ U A, and A."""
+        """Return Ω₁ U A, and A, which must be one that the projection is made for."""
+        check_perron(x, self.perron)
         bias = F.linear((x.adjacency @ x.features).to(self.omega1.dtype), self.omega1)[None]
         return GraphInjection(bias, x.adjacency, x.graph, x.num_graphs)
 
@@ -126,6 +130,9 @@ class IGNN(Network):
 
     Shapes:
         A `Data` or `Batch` of PyTorch Geometric with `x`, `edge_index` and, where edges have weights, `edge_weight`.
+
+    Raises:
+        CombinationError: from `forward`, if a graph's Perron-Frobenius eigenvalue is above `perron`.
     """
 
     def __init__(

@@ -13,10 +13,11 @@ from support.fake_data import make_ppi, make_tu
 from torch import Tensor
 from torch_geometric.data import Batch, Data
 
-from deq_lightning import PPI, Chains, KarateClub, TUGraphs
+from deq_lightning import PPI, Chains, GraphDataModule, KarateClub, TUGraphs
 from deq_lightning.data.errors import DataError, DatasetNotFoundError, SplitError
-from deq_lightning.data.graphs.ppi import perron_bound
 from deq_lightning.data.graphs.tu import normalised
+from deq_lightning.perron import perron_bound
+from deq_lightning.samples import NODES
 
 
 @pytest.fixture
@@ -67,14 +68,6 @@ def test_a_collection_is_read_as_it_is_written(root: Path) -> None:
         torch.testing.assert_close(dense(graph), scale[:, None] * loops * scale)
 
 
-def test_no_pickle_is_read_or_written_beside_the_files(root: Path) -> None:
-    (root / "PROTEINS" / "processed").mkdir()
-    (root / "PROTEINS" / "processed" / "data.pt").write_bytes(b"nothing that anybody should load")
-    before = sorted(root.rglob("*"))
-    tu(root)
-    assert sorted(root.rglob("*")) == before
-
-
 def places(root: Path, **arguments: object) -> list[list[int]]:
     """Return which graphs train, validate and test."""
     data = TUGraphs(str(root), **{"folds": 4, **arguments})
@@ -93,6 +86,11 @@ def test_the_folds_are_disjoint_stratified_and_cover_all(root: Path) -> None:
     _, val, _ = places(root, val_size=1 / 3)
     assert len(val) == 6 and sum(number % 3 == 0 for number in val) == 2
     assert places(root, val_size=6) == places(root, val_size=1 / 3) == places(root, val_fraction=1 / 3)
+
+
+def test_the_smallest_share_is_a_graph_of_each_class(root: Path) -> None:
+    assert [len(part) for part in places(root, val_size=1e-9)] == [16, 2, 6]
+    assert [len(part) for part in places(root, val_size=1 - 1e-9)] == [2, 16, 6]
 
 
 def test_the_seed_fixes_the_folds(root: Path) -> None:
@@ -199,7 +197,7 @@ def test_a_failed_download(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def download(*arguments: object) -> None:
         raise OSError("HTTP Error 404: Not Found\nand more")
 
-    monkeypatch.setattr("torch_geometric.datasets.TUDataset", download)
+    monkeypatch.setattr("deq_lightning.data.graphs.base.download_url", download)
     with pytest.raises(DatasetNotFoundError, match=r"`NAME` could not be downloaded .*\(HTTP Error 404: Not Found\)"):
         TUGraphs(str(root), "NAME", download=True).prepare_data()
 
@@ -243,6 +241,69 @@ def test_a_class_must_train_and_validate(root: Path, monkeypatch: pytest.MonkeyP
         assert len(data.train_set) + len(data.test_set) == graphs
     for fold in range(3):
         assert len(tu(root, name="T8", folds=3, fold=fold).val_set) == 2
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "new", "message"),
+    [
+        (
+            "node_labels",
+            "0",
+            "999999999",
+            "the labels in `{}` must be consecutive classes, such as 0 to 3, got 0 to 999999999 for 4 different ones. "
+            "Number them anew.",
+        ),
+        ("graph_indicator", "24", "999999999", "damaged or cut short (the files are not of the same nodes and graphs)"),
+        ("graph_indicator", "1", "0", "damaged or cut short (the files are not of the same nodes and graphs)"),
+        ("A", "2, 3", "2, 999999999", "damaged or cut short (there is an edge of a node that is in no graph)"),
+    ],
+)
+def test_large_numbers_take_no_memory(root: Path, file: str, line: str, new: str, message: str) -> None:
+    path = root / f"PROTEINS/raw/PROTEINS_{file}.txt"
+    rewrite(path, f"{line}\n", f"{new}\n")
+    with pytest.raises(DataError) as error:
+        tu(root)
+    assert message.format(path) in str(error.value)
+
+
+def test_labels_of_graphs_may_be_any_numbers(root: Path) -> None:
+    before = [int(graph.y) for graph in tu(root)._read()]
+    path = root / "PROTEINS/raw/PROTEINS_graph_labels.txt"
+    path.write_text(path.read_text().replace("2\n", "999999999\n"))
+    data = tu(root)
+    assert [int(graph.y) for graph in data._read()] == before and data.samples.classes == 2
+
+
+def test_a_collection_without_edges(root: Path) -> None:
+    """Of which only the loops are left."""
+    (root / "PROTEINS/raw/PROTEINS_A.txt").write_text("")
+    for graph in tu(root).train_set:
+        assert torch.equal(dense(graph), torch.eye(graph.num_nodes)) and graph.num_nodes > 0
+
+
+def test_a_last_line_without_an_end_counts(root: Path) -> None:
+    before = tu(root)._read()
+    for path in (root / "PROTEINS/raw").iterdir():
+        path.write_text(path.read_text().rstrip("\n"))
+    for graph, other in zip(before, tu(root)._read(), strict=True):
+        assert all(torch.equal(graph[name], other[name]) for name in ("x", "edge_index", "y"))
+
+
+def test_attributes_of_nodes_are_not_read(root: Path) -> None:
+    before = tu(root).train_set
+    (root / "PROTEINS/raw/PROTEINS_node_attributes.txt").write_text("nan\ninf\n")
+    assert all(torch.equal(graph.x, other.x) for graph, other in zip(before, tu(root).train_set, strict=True))
+
+
+def test_one_class_of_graphs_is_nothing_to_learn(root: Path) -> None:
+    path = root / "PROTEINS/raw/PROTEINS_graph_labels.txt"
+    path.write_text("1\n" * 24)
+    with pytest.raises(DataError) as error:
+        tu(root)
+    assert str(error.value) == (
+        f"the labels in `{path}` must be of two classes or more, got one for all graphs. Choose a collection to "
+        "classify."
+    )
 
 
 def test_numbers_in_place_of_classes(root: Path) -> None:
@@ -317,6 +378,7 @@ def test_other_chains() -> None:
         ({"classes": 1}, "`classes` must be 2 or more, got 1."),
         ({"classes": 5, "features": 4}, "`features` must be 5 or more, got 4."),
         ({"noise": -1}, "`noise` must be 0 or more, got -1."),
+        ({"noise": float("inf")}, "`noise` must be finite, got inf."),
         ({"train_size": 0}, "`train_size` must be 1 or more, got 0."),
     ],
 )
@@ -380,7 +442,7 @@ def write_ppi(folder: Path, split: str, graph_ids: list[int], links: list[tuple[
     (folder / f"{split}_graph.json").write_text(json.dumps(content))
     np.save(folder / f"{split}_graph_id.npy", graph_ids)
     np.save(folder / f"{split}_feats.npy", np.arange(50.0 * len(graph_ids)).reshape(-1, 50))
-    np.save(folder / f"{split}_labels.npy", np.zeros((len(graph_ids), 121)))
+    np.save(folder / f"{split}_labels.npy", np.arange(121 * len(graph_ids)).reshape(-1, 121) % 2)
 
 
 @pytest.mark.parametrize("directed", [False, True])
@@ -443,26 +505,69 @@ def test_ppi_labels_outside_the_range(root: Path) -> None:
         ready(PPI(str(root / "PPI")))
 
 
-class Trap:
-    """What writes a file as soon as it is unpickled."""
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_features_that_are_not_finite(root: Path, value: float) -> None:
+    path = root / "PPI/raw/valid_feats.npy"
+    features = np.load(path)
+    features[-1, 7] = value  # the last node of the second graph
+    np.save(path, features)
+    with pytest.raises(DataError) as error:
+        PPI(str(root / "PPI")).setup("fit")
+    assert str(error.value) == (
+        f"the features of a graph must be finite, got {value} in graph 2 of `{path}`. Repair them, or leave that graph "
+        "out."
+    )
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
 
-    def __reduce__(self) -> tuple:
-        return Path.touch, (self.path,)
+def test_graph_numbers_of_ppi_that_are_not_consecutive(root: Path) -> None:
+    path = root / "PPI/raw/train_graph_id.npy"
+    numbers = np.load(path)
+    numbers[-1] = 999_999_999
+    np.save(path, numbers)
+    with pytest.raises(DataError) as error:
+        PPI(str(root / "PPI")).setup()
+    assert str(error.value) == (
+        f"the graphs in `{path}` must have consecutive numbers, got 1 to 999999999 for 18 nodes. Number them anew."
+    )
 
 
-def test_nothing_in_the_folder_is_unpickled(root: Path) -> None:
-    folder = root / "PPI/processed"
-    folder.mkdir()
-    for name in ("train", "val", "test", "pre_transform", "pre_filter"):
-        torch.save(Trap(root / "sprung"), folder / f"{name}.pt")
-    ready(PPI(str(root / "PPI")))
-    np.save(root / "PPI/raw/train_feats.npy", np.array([Trap(root / "sprung")], dtype=object), allow_pickle=True)
-    with pytest.raises(DatasetNotFoundError, match="damaged"):
-        ready(PPI(str(root / "PPI")))
-    assert not (root / "sprung").exists()
+def test_labels_of_ppi_that_are_all_the_same(root: Path) -> None:
+    path = root / "PPI/raw/train_labels.npy"
+    np.save(path, np.zeros_like(np.load(path)))
+    with pytest.raises(DataError) as error:
+        PPI(str(root / "PPI")).setup()
+    assert str(error.value) == f"the labels in `{path}` must be 0 and 1, got 0.0 for all: nothing to learn."
+
+
+# --- graphs of one's own ---
+
+
+class Own(GraphDataModule):
+    """Two graphs, the second of them given."""
+
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        super().__init__()
+        self.second = Data(x=x, edge_index=torch.zeros(2, 0, dtype=torch.long), y=y)
+
+    def setup(self, stage: str | None = None) -> None:
+        first = Data(x=torch.ones(2, 3), edge_index=torch.zeros(2, 0, dtype=torch.long), y=torch.tensor([0, 1]))
+        self.train_set = self.val_set = self.test_set = [first, self.second]
+        self.describe(NODES, first, classes=2)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (torch.tensor([[0, torch.nan, 0]]), [0], "the features of a graph must be finite, got nan in graph 2 of `Own."),
+        (torch.ones(1, 3), [999_999_999], "labels must be consecutive classes, 0 to 1, got 999999999 in graph 2 of `O"),
+    ],
+)
+def test_graphs_of_ones_own_that_cannot_be_used(x: Tensor, y: list[int], message: str) -> None:
+    data = Own(x, torch.tensor(y))
+    data.setup()
+    for loader in (data.train_dataloader, data.val_dataloader, data.test_dataloader):
+        with pytest.raises(DataError, match=message):
+            loader()
 
 
 def test_bad_arguments_of_ppi() -> None:
