@@ -10,7 +10,7 @@ import torch
 from lightning_fabric.utilities.data import suggested_max_num_workers
 from torch.utils.data import DataLoader, Dataset
 
-from deq_lightning.configured import at_least, within
+from deq_lightning.configured import whole, within
 from deq_lightning.data.order import EpochShuffle, TrainLoader
 from deq_lightning.samples import Samples
 
@@ -23,7 +23,7 @@ def check_sizes(minimum: int = 1, **sizes: Size | None) -> None:
         if isinstance(size, float):
             within("(0, 1)", "A number of samples has no decimal point.", **{name: size})
         elif size is not None:
-            at_least(minimum, "A share is a number in (0, 1), such as 0.1.", **{name: size})
+            whole(minimum, "A share is a number in (0, 1), such as 0.1.", **{name: size})
 
 
 def samples_in(size: Size, total: int, rounding: Callable[[float], int] = math.ceil) -> int:
@@ -86,8 +86,9 @@ class DataModule(Described):
         super().__init__()
         self.batch_size = batch_size
         self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
-        at_least(1, batch_size=self.batch_size, eval_batch_size=self.eval_batch_size)
-        at_least(0, num_workers=num_workers or 0, seed=seed)
+        whole(1, batch_size=self.batch_size, eval_batch_size=self.eval_batch_size)
+        whole(0, num_workers=0 if num_workers is None else num_workers)
+        whole(0, most=2**32 - 1, seed=seed)
         self.num_workers = num_workers
         self.seed = seed
         self.train_set: Dataset[Any] | Sequence[Any] | None = None

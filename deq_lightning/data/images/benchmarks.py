@@ -18,8 +18,18 @@ from deq_lightning.data.order import SeededDraws
 from deq_lightning.samples import IMAGES, Samples
 
 CLASSES = 10
-# what torchvision raises on files that are missing, cut short, or not what their name says
-UNREADABLE = (RuntimeError, OSError, EOFError, ValueError, TypeError, AssertionError)
+
+
+class IdxFiles(datasets.MNIST):
+    """MNIST from its four files alone: torchvision prefers `processed/*.pt` of its early versions, where they lie."""
+
+    @property
+    def raw_folder(self) -> str:
+        """Folder of the files."""
+        return str(Path(self.root, "MNIST", "raw"))
+
+    def _check_legacy_exist(self) -> bool:
+        return False
 
 
 class TorchvisionImages(DataModule):
@@ -114,6 +124,12 @@ class TorchvisionImages(DataModule):
             return
         val_size = samples_in(self.val_size, len(full))
         train_size = None if self.train_size is None else samples_in(self.train_size, len(full), math.floor)
+        for name, size in {"val_size": val_size, "train_size": train_size}.items():
+            if size is not None and size < CLASSES:
+                raise SplitError(
+                    f"`{name}` must stand for {CLASSES} images or more, one of each class, got {size} of the "
+                    f"{len(full)} training images. Set `{name}={max(CLASSES, len(full) // 10)}`."
+                )
         if len(full) - val_size < (train_size or CLASSES):
             wanted = f"the {train_size} of `train_size`" if train_size else str(CLASSES)
             advice = max(CLASSES, len(full) // 10)
@@ -156,9 +172,24 @@ class TorchvisionImages(DataModule):
 
     def _load(self, split: dict[str, Any], download: bool = False) -> datasets.VisionDataset:
         try:
-            return self.dataset(self.root, transform=self._transform(), download=download, **split)
-        except UNREADABLE as error:
+            images = self.dataset(self.root, transform=self._transform(), download=download, **split)
+            self._check(images)
+        except Exception as error:  # whatever torchvision raises on files that are missing or damaged
             raise DatasetNotFoundError(self._explain(error, download)) from error
+        return images
+
+    def _check(self, images: datasets.VisionDataset) -> None:
+        """Raise a ValueError unless the images have the known shape, and a class each, of which there are ten."""
+        labels = np.asarray(getattr(images, self.labels))
+        if len(labels) != len(images):
+            raise ValueError(f"{len(images)} images have {len(labels)} labels")
+        if (shape := tuple(images[0][0].shape)) != self.shape:
+            raise ValueError(f"images must be {self.shape}, got {shape}")
+        if labels.min() < 0 or labels.max() >= CLASSES:
+            raise ValueError(f"labels must be 0 to {CLASSES - 1}, got {labels.min()} to {labels.max()}")
+        counts = np.bincount(labels, minlength=CLASSES)
+        if counts.min() < 2:
+            raise ValueError(f"every class must have 2 images or more, {counts.argmin()} has {counts.min()}")
 
     def _explain(self, error: Exception, download: bool) -> str:
         name, root = type(self).__name__, Path(self.root)
@@ -187,7 +218,7 @@ class MNIST(TorchvisionImages):
         LeCun et al., "Gradient-based learning applied to document recognition", Proc. IEEE 86(11), 1998.
     """
 
-    dataset = datasets.MNIST
+    dataset = IdxFiles
     shape = (1, 28, 28)
     files = (
         "MNIST/raw/train-images-idx3-ubyte",

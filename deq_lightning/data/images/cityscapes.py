@@ -1,5 +1,6 @@
 """Cityscapes, read from its files."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,10 @@ from torchvision import datasets
 from torchvision.transforms import v2
 from torchvision.tv_tensors import Image, Mask
 
-from deq_lightning.configured import ascending, at_least
+from deq_lightning.configured import ascending, at_least, listed, several_sizes
 from deq_lightning.data.base import Size
 from deq_lightning.data.errors import DatasetNotFoundError
-from deq_lightning.data.images.files import MEAN, STD, ImageFiles, read_image
+from deq_lightning.data.images.files import MEAN, STD, ImageFiles, read_image, warn_if_enlarged
 from deq_lightning.samples import PIXELS, Samples
 
 HEIGHT = 1024  # of every image; the width is twice that
@@ -92,7 +93,8 @@ class Cityscapes(ImageFiles):
         **options: Any,
     ) -> None:
         super().__init__(root, val_size, **options)
-        at_least(1, crop_size=crop_size)
+        several_sizes(1, 2, crop_size=crop_size)
+        listed(2, scale=scale)
         at_least(1 / HEIGHT, "At that scale an image is one pixel high.", scale=scale)
         ascending(scale=scale)
         self.crop_size = crop_size
@@ -102,6 +104,16 @@ class Cityscapes(ImageFiles):
     def samples(self) -> Samples:
         """Description of the scenes; those for training are cropped, the others are whole."""
         return Samples(PIXELS, channels=3, classes=CLASSES)
+
+    def prepare_data(self) -> None:
+        """List the files of both splits, so that a missing one stops the run at its start."""
+        super().prepare_data()
+        side = round(HEIGHT * math.sqrt(math.prod(self.scale)))
+
+        def argument(height: int) -> str:
+            return f"scale={[float(f'{scale * height / side:.2g}') for scale in self.scale]}"
+
+        warn_if_enlarged("Cityscapes", self._read("train").images, side, argument)
 
     def _read(self, split: str) -> Scenes:
         root = Path(self.root).expanduser()

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch.utils.data import TensorDataset
 
-from deq_lightning.configured import renamed
+from deq_lightning.configured import at_least, renamed
 from deq_lightning.data.base import DataModule, Size, check_sizes, samples_in
 from deq_lightning.samples import IMAGES, Samples
 
@@ -50,6 +50,8 @@ class Digits(DataModule):
     ) -> None:
         super().__init__(batch_size, eval_batch_size, num_workers, seed)
         check_sizes(CLASSES, val_size=val_size, test_size=test_size)
+        at_least(CLASSES, "Every class has one.", val_size=samples_in(val_size, IMAGES_IN_ALL))
+        at_least(CLASSES, "Every class has one.", test_size=samples_in(test_size, IMAGES_IN_ALL))
         if samples_in(val_size, IMAGES_IN_ALL) + samples_in(test_size, IMAGES_IN_ALL) > IMAGES_IN_ALL - CLASSES:
             raise ValueError(
                 f"`val_size` + `test_size` must leave {CLASSES} of the {IMAGES_IN_ALL} images to train on, got "

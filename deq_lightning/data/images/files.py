@@ -1,20 +1,22 @@
 """The base class of data modules that read image files, with errors that name the file."""
 
 import copy
+import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
+from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.utils.data import Subset
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from deq_lightning.configured import at_least
+from deq_lightning.configured import whole
 from deq_lightning.data.base import DataModule, Size, check_sizes, samples_in
 from deq_lightning.data.errors import DatasetNotFoundError, SplitError, brief
 from deq_lightning.data.order import SeededDraws
@@ -22,6 +24,7 @@ from deq_lightning.data.order import SeededDraws
 # statistics of ImageNet's training images, with which all models of its lineage are trained
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
+ENLARGED = 2  # the times as high and wide that images become before that is worth a warning
 
 
 def read_image(path: str | Path, mode: str | None = "RGB") -> Tensor:
@@ -42,6 +45,40 @@ def read_image(path: str | Path, mode: str | None = "RGB") -> Tensor:
         raise DatasetNotFoundError(
             f"`{path}` cannot be read, it is damaged or cut short ({brief(error)}). Unpack or copy that file again."
         ) from error
+
+
+def warn_if_enlarged(name: str, paths: Sequence[str], side: int, argument: Callable[[int], str]) -> None:
+    """Warn where resizing invents most of the pixels, which costs their computation and adds nothing to see.
+
+    Args:
+        name: of the data module.
+        paths: of the images.
+        side: length that their shorter sides are brought to, in pixels.
+        argument: returns what to set for images of a height, in pixels.
+    """
+    size = typical_size(paths)
+    if size is None or side < ENLARGED * min(size):
+        return
+    height, width = (round(side * length / min(size)) for length in size)
+    rank_zero_warn(
+        f"`{name}` enlarges images of {size[0]}x{size[1]} pixels to {height}x{width}, {(side / min(size)) ** 2:.0f} "
+        f"times as many. Set `{argument(min(size))}` to compute with those that there are."
+    )
+
+
+def typical_size(paths: Sequence[str], looked_at: int = 9) -> tuple[int, int] | None:
+    """Return the height and width, in pixels, of the middle one by area of a few images spread over the list.
+
+    Only their headers are read; a file that cannot be read does not count.
+    """
+    sizes = []
+    for path in paths[:: max(1, len(paths) // looked_at)]:
+        try:
+            with Image.open(path) as image:
+                sizes.append((image.height, image.width))
+        except Exception:  # training names the file
+            continue
+    return sorted(sizes, key=math.prod)[len(sizes) // 2] if sizes else None
 
 
 class ImageFiles(DataModule):
@@ -82,7 +119,7 @@ class ImageFiles(DataModule):
     ) -> None:
         super().__init__(batch_size, eval_batch_size, num_workers, seed)
         check_sizes(val_size=val_size)
-        at_least(1, prefetch_factor=prefetch_factor)
+        whole(1, prefetch_factor=prefetch_factor)
         self.root = root
         self.val_size = val_size
         self.prefetch_factor = prefetch_factor

@@ -9,10 +9,10 @@ from torchvision import datasets
 from torchvision.datasets.folder import is_image_file
 from torchvision.transforms import v2
 
-from deq_lightning.configured import above, ascending, at_least, within
+from deq_lightning.configured import above, ascending, listed, sizes, within
 from deq_lightning.data.base import Size
 from deq_lightning.data.errors import DatasetNotFoundError
-from deq_lightning.data.images.files import MEAN, STD, ImageFiles, read_image
+from deq_lightning.data.images.files import MEAN, STD, ImageFiles, read_image, warn_if_enlarged
 from deq_lightning.samples import IMAGES, Samples
 
 MARGIN = 0.875  # share of an evaluated image's shorter side that is used
@@ -54,7 +54,8 @@ class ImageNet(ImageFiles):
         **options: Any,
     ) -> None:
         super().__init__(root, val_size, **options)
-        at_least(1, image_size=image_size)
+        sizes(1, image_size=image_size)
+        listed(2, crop_area=crop_area, crop_aspect=crop_aspect)
         within("(0, 1]", crop_area=crop_area)
         above(0, crop_aspect=crop_aspect)
         ascending(crop_area=crop_area, crop_aspect=crop_aspect)
@@ -73,10 +74,15 @@ class ImageNet(ImageFiles):
 
     def prepare_data(self) -> None:
         """List the files of both splits and compare their classes, so that a fault stops the run at its start."""
-        train, val = (set(self._read(split).classes) for split in ("train", "val"))
+        training = self._read("train")
+        train, val = set(training.classes), set(self._read("val").classes)
         if train != val:
             lost, held_by = (train - val, "train") if train - val else (val - train, "val")
             raise self._error(f"`{min(lost)}`, one of {len(lost)} such folders, is in `{held_by}` only")
+        if len(train) < 2:
+            raise self._error(f"there is one class, `{min(train)}`, and two or more are needed")
+        paths = [path for path, _ in training.samples]
+        warn_if_enlarged("ImageNet", paths, self.image_size, lambda height: f"image_size={height}")
 
     def _read(self, split: str) -> datasets.ImageFolder:
         folder = Path(self.root).expanduser() / split

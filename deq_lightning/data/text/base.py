@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from deq_lightning.configured import at_least
+from deq_lightning.configured import whole
 from deq_lightning.data.base import Described
 from deq_lightning.data.errors import DataError, SplitError
 from deq_lightning.data.text.streams import StreamBatch, StreamLoader
@@ -61,9 +61,9 @@ class TextDataModule(Described):
         self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         self.segment_length = segment_length
         self.eval_segment_length = segment_length if eval_segment_length is None else eval_segment_length
-        at_least(3, vocab_size=3 if vocab_size is None else vocab_size)
-        at_least(1, batch_size=self.batch_size, eval_batch_size=self.eval_batch_size)
-        at_least(1, segment_length=self.segment_length, eval_segment_length=self.eval_segment_length)
+        whole(3, vocab_size=3 if vocab_size is None else vocab_size)
+        whole(1, batch_size=self.batch_size, eval_batch_size=self.eval_batch_size)
+        whole(1, segment_length=self.segment_length, eval_segment_length=self.eval_segment_length)
         self.prompt = prompt
         self.vocabulary: Vocabulary | None = None
         self.texts: dict[str, np.ndarray] = {}

@@ -8,7 +8,7 @@ from itertools import chain
 
 import numpy as np
 
-from deq_lightning.data.errors import DataError
+from deq_lightning.data.errors import DataError, printable
 from deq_lightning.samples import UNKNOWN_ID
 
 SPECIAL = ("<unk>", "<eos>")
@@ -67,6 +67,6 @@ class Vocabulary:
         return np.fromiter(chain.from_iterable(map(ids_of, lines)), dtype=np.int32)
 
     def text(self, ids: Iterable[int]) -> str:
-        """Return the words with these ids as text, with a line break for each `<eos>`."""
-        words = ("\n" if number == END_ID else self.words[number] for number in ids)
+        """Return the words with these ids as text to be shown, with a line break for each `<eos>`."""
+        words = ("\n" if number == END_ID else printable(self.words[number]) for number in ids)
         return " ".join(words).replace(" \n", "\n").replace("\n ", "\n").strip()

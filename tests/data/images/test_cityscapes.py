@@ -1,6 +1,7 @@
 """Cityscapes' layout: labels, transforms of image and labels together, splits, seeds, and what is said of defects."""
 
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -241,3 +242,16 @@ def test_bad_arguments_are_refused(options: dict[str, object], text: str) -> Non
 def test_a_split_that_does_not_fit_says_what_to_type(root: Path) -> None:
     with pytest.raises(SplitError, match="must be 2 to 10, because 2 cities share the 12 training images; got 1"):
         ready(root, val_size=1)
+
+
+def test_enlarged_scenes_are_said_with_the_scale_that_fits(root: Path) -> None:
+    """The middle of the default scales is 1,049 rows; a scale that was chosen for the images says nothing."""
+    line = (
+        "`Cityscapes` enlarges images of 64x128 pixels to 1049x2098, 269 times as many. Set `scale=[0.031, 0.13]` to "
+        "compute with those that there are."
+    )
+    for scale, expected in {(0.5, 2.1): [line], (0.031, 0.13): [], (0.05, 0.1): []}.items():
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            ready(root, scale=scale)
+        assert [str(one.message) for one in caught if "enlarges" in str(one.message)] == expected

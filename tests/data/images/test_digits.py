@@ -116,6 +116,8 @@ def test_no_workers_by_default_and_persistent_ones_on_request() -> None:
         ({"eval_batch_size": 0}, "`eval_batch_size` must be 1 or more, got 0."),
         ({"num_workers": -1}, "`num_workers` must be 0 or more, got -1."),
         ({"seed": -1}, "`seed` must be 0 or more, got -1."),
+        ({"val_size": 1e-9}, "`val_size` must be 10 or more, got 1. Every class has one."),
+        ({"test_size": 0.005}, "`test_size` must be 10 or more, got 9. Every class has one."),
         ({"val_size": 0.0}, r"`val_size` must be in \(0, 1\), got 0.0."),
         ({"test_size": 1.5}, r"`test_size` must be in \(0, 1\), got 1.5."),
         ({"val_size": 9}, "`val_size` must be 10 or more, got 9. A share is a number in"),

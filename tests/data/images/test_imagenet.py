@@ -3,6 +3,7 @@
 import os
 import pickle
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -165,6 +166,9 @@ DEFECTS = {
     "`{root}/val` has no folders, one for each class, in it": flatten,
     "`{root}/train/n02123045` holds no images": empty,
     "`n02123045`, one of 1 such folders, is in `train` only": lambda root: shutil.rmtree(root / "val" / CLASSES[1]),
+    "there is one class, `n01440764`, and two or more are needed": lambda root: [
+        shutil.rmtree(root / split / CLASSES[1]) for split in ("train", "val")
+    ],
     "`n03`, one of 1 such folders, is in `val` only": lambda root: shutil.copytree(
         root / "val" / CLASSES[1], root / "val" / "n03"
     ),
@@ -207,6 +211,33 @@ def test_a_damaged_file_ends_the_command_line_in_one_line(
     assert caught.value.code == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith(("error", "Traceback"))]
     assert len(errors) == 1 and errors[0].startswith("error: `train/n0") and "truncated" in errors[0]
+
+
+def test_names_that_would_move_the_cursor_are_escaped(root: Path) -> None:
+    (root / "train" / "n0\x1b[2J\u202e").mkdir()
+    with pytest.raises(DatasetNotFoundError) as caught:
+        ImageNet(str(root)).prepare_data()
+    assert f"`{root}/train/n0\\x1b[2J\\u202e` holds no images" in str(caught.value)
+    assert "\x1b" not in str(caught.value) and "\u202e" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "words"),
+    [
+        ((24, 24), 224, "of 24x24 pixels to 224x224, 87 times as many. Set `image_size=24`"),
+        ((20, 30), 60, "of 20x30 pixels to 60x90, 9 times as many. Set `image_size=20`"),
+        ((24, 24), 48, "of 24x24 pixels to 48x48, 4 times as many. Set `image_size=24`"),
+        ((24, 24), 47, None),
+        ((40, 60), 28, None),
+    ],
+)
+def test_enlarged_images_are_said_once(root: Path, shape: tuple[int, int], size: int, words: str | None) -> None:
+    use(root, np.zeros((*shape, 3), np.uint8))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ready(root, image_size=size)
+    said = [str(one.message) for one in caught if "enlarges" in str(one.message)]
+    assert said == ([f"`ImageNet` enlarges images {words} to compute with those that there are."] if words else [])
 
 
 class Failing(torch.utils.data.Dataset):

@@ -230,6 +230,22 @@ def test_a_missing_text_says_what_is_expected_where(
     )
 
 
+def test_words_that_would_move_the_cursor_are_shown_escaped(tmp_path: Path) -> None:
+    data = ready(write(tmp_path, "a \x1b[2Jb c\u202e\x9bd \u200d é \n" * 9, "a a \n", "a a \n"))
+    ids = data.vocabulary.encode([["a", "\x1b[2Jb", "c\u202e\x9bd", "\u200d", "é"]])
+    assert (ids[:-1] >= 2).all()  # the words themselves are as in the file
+    assert data.vocabulary.text(ids.tolist()) == "a \\x1b[2Jb c\\u202e\\x9bd \u200d é"
+
+
+def test_errors_quote_control_characters_escaped(tmp_path: Path) -> None:
+    root = tmp_path / "a\x1b]0;title\x07\nb"
+    with pytest.raises(DatasetNotFoundError) as error:
+        WikiText2(str(root)).prepare_data()
+    assert f"`WikiText2` was not found under `{tmp_path}/a\\x1b]0;title\\x07\\nb/`" in str(error.value)
+    again = str(DataError(str(error.value)))
+    assert again == str(error.value)  # and once only
+
+
 def test_texts_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the train split has no words"):
         ready(write(tmp_path, " \n\n"))
