@@ -1,8 +1,10 @@
 """Objects defined by their constructor's arguments, and checks of such arguments."""
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
+from numbers import Integral, Real
 from operator import ge, gt, le, lt
 from typing import Any, TypeVar
 
@@ -57,26 +59,70 @@ def old_names(cls: type) -> Mapping[str, str]:
 OLD_NAMES = "_old_names"
 LEAVE_OUT = "Leave it out for the default."
 NO_DAMPING = "1 means no damping."
+MOST_COUNTED = 2**31 - 1  # steps and the like: what is beyond never ends
+MOST_IN_MEMORY = 10**7  # channels, classes, words: a weight that has two such sizes is far beyond any memory
 
 
 def at_least(minimum: float, advice: str = "", **values: Any) -> None:
-    """Raise a ValueError that names the first of `values` that is below `minimum` or NaN, and gives the advice.
+    """Raise a ValueError that names the first of `values` that is not a finite number of `minimum` or more.
 
-    Every entry of a list or a tuple is checked, here and in the functions below.
+    Every entry of a list or a tuple is checked, here, in `above` and in `within`. NaN and infinities always fail, and
+    so do True and False, which Python takes for numbers.
     """
     _check(lambda value: value >= minimum, f"{minimum} or more", advice, values)
 
 
 def above(bound: float, advice: str = "", **values: Any) -> None:
-    """Raise a ValueError that names the first of `values` that is at or below `bound`, or NaN."""
+    """Raise a ValueError that names the first of `values` that is not a finite number above `bound`."""
     _check(lambda value: value > bound, f"above {bound}", advice, values)
 
 
 def within(interval: str, advice: str = "", **values: Any) -> None:
-    """Raise a ValueError that names the first of `values` that is outside an interval like "(0, 1]", or NaN."""
+    """Raise a ValueError that names the first of `values` that is not a number in an interval like "(0, 1]"."""
     low, high = map(float, interval[1:-1].split(","))
     over, under = gt if interval[0] == "(" else ge, lt if interval[-1] == ")" else le
     _check(lambda value: over(value, low) and under(value, high), f"in {interval}", advice, values)
+
+
+def whole(minimum: int, advice: str = "", most: int = MOST_COUNTED, **values: Any) -> None:
+    """Raise a ValueError that names the first of `values` that is not one whole number from `minimum` to `most`."""
+    for name, value in values.items():
+        if not is_whole(value):
+            raise ValueError(f"`{name}` must be a whole number, got {value!r}.")
+        _check_whole(minimum, most, advice, name, value)
+
+
+def sizes(minimum: int = 1, advice: str = "", **values: Any) -> None:
+    """Raise a ValueError that names the first of `values` that is not a whole number of things to hold in memory."""
+    whole(minimum, advice, MOST_IN_MEMORY, **values)
+
+
+def several_sizes(minimum: int = 1, fewest: int = 1, **values: Any) -> None:
+    """Raise a ValueError that names the first of `values` that is not a list of such numbers, `fewest` or more."""
+    listed(fewest, **values)
+    for name, value in values.items():
+        if not all(map(is_whole, value)):
+            raise ValueError(f"`{name}` must be a list of whole numbers, got {_shown(value)}.")
+        _check_whole(minimum, MOST_IN_MEMORY, "", name, value)
+
+
+def listed(fewest: int = 1, **values: Any) -> None:
+    """Raise a ValueError that names the first of `values` that is not a list of `fewest` entries or more."""
+    for name, value in values.items():
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"`{name}` must be a list, got {value!r}.")
+        if len(value) < fewest:
+            raise ValueError(f"`{name}` must have one entry or more, got {list(value)}.")
+
+
+def is_number(value: Any) -> bool:
+    """Say whether `value` is a finite number."""
+    return isinstance(value, Real) and not isinstance(value, bool) and -math.inf < float(value) < math.inf
+
+
+def is_whole(value: Any) -> bool:
+    """Say whether `value` is a whole number."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def one_of(known: Iterable[Any], advice: str = "", **values: Any) -> None:
@@ -97,7 +143,24 @@ def ascending(**values: Sequence[float]) -> None:
 
 def _check(holds: Callable[[Any], bool], wanted: str, advice: str, values: Mapping[str, Any]) -> None:
     for name, value in values.items():
-        several = isinstance(value, list | tuple)
-        if not all(map(holds, value if several else [value])):
-            got = list(value) if several else value
-            raise ValueError(f"`{name}` must be {wanted}, got {got}. {advice}".strip())
+        entries = _entries(value)
+        for entry in entries:
+            if isinstance(entry, bool) or not isinstance(entry, Real):
+                raise ValueError(f"`{name}` must be a number, got {value!r}.")
+        if not all(map(holds, entries)):
+            raise ValueError(f"`{name}` must be {wanted}, got {_shown(value)}. {advice}".strip())
+        if not all(map(is_number, entries)):
+            raise ValueError(f"`{name}` must be finite, got {_shown(value)}. {advice}".strip())
+
+
+def _check_whole(minimum: int, most: int, advice: str, name: str, value: Any) -> None:
+    at_least(minimum, advice, **{name: value})
+    _check(lambda entry: entry <= most, f"{most} or less", "", {name: value})
+
+
+def _entries(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list | tuple) else [value]
+
+
+def _shown(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,11 +1,12 @@
 """Regularisation of the Jacobian at the equilibrium."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from deq_lightning.configured import Configured, at_least, within
+from deq_lightning.configured import Configured, at_least, is_number, is_whole, whole, within
 from deq_lightning.gradients.jacobian import Jacobian
 from deq_lightning.models import Equilibrium
 from deq_lightning.solvers import FixedPointMap
@@ -32,7 +33,7 @@ def jacobian_penalty(f: FixedPointMap, z: State, probes: int = 1) -> Tensor:
     References:
         Bai, Koltun and Kolter, "Stabilizing equilibrium models by Jacobian regularization", 2021, arXiv:2106.14342.
     """
-    at_least(1, probes=probes)
+    whole(1, probes=probes)
     jacobian = Jacobian(f, z)
     products = [jacobian.transposed(torch.randn_like(jacobian.fz), create_graph=True) for _ in range(probes)]
     return torch.stack([product.square().mean() for product in products]).mean()
@@ -67,9 +68,9 @@ class JacobianPenalty(Configured):
         milestones: dict[int, float] | None = None,
     ) -> None:
         at_least(0, weight=weight)
-        at_least(1, probes=probes)
+        whole(1, probes=probes)
         within("(0, 1]", "For no penalty leave it out.", frequency=frequency)
-        if any(not (step >= 0 and later >= 0) for step, later in (milestones or {}).items()):
+        if milestones is not None and not _are_weights(milestones):
             raise ValueError(f"`milestones` must map steps of 0 or more to weights of 0 or more, got {milestones}.")
         self.weight = weight
         self.frequency = frequency
@@ -92,3 +93,10 @@ class JacobianPenalty(Configured):
         if weight == 0 or (self.frequency < 1 and torch.rand(()).item() >= self.frequency):
             return torch.zeros(())
         return weight * torch.stack([jacobian_penalty(one.f, one.z, self.probes) for one in equilibria]).mean()
+
+
+def _are_weights(milestones: Any) -> bool:
+    """Say whether it maps steps to weights."""
+    if not isinstance(milestones, dict) or not all(map(is_whole, milestones)):
+        return False
+    return all(is_number(number) and number >= 0 for number in (*milestones, *milestones.values()))

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from deq_lightning.configured import at_least
+from deq_lightning.configured import whole
 from deq_lightning.gradients.jacobian import Jacobian
 from deq_lightning.solvers import FixedPointMap
 from deq_lightning.solvers.algebra import combination, inner_products
@@ -33,7 +33,7 @@ def spectral_radius(f: FixedPointMap, z: State, steps: int = 30) -> Tensor:
     References:
         Saad, "Numerical methods for large eigenvalue problems", 2nd edition, 2011, algorithm 6.2.
     """
-    at_least(1, steps=steps)
+    whole(1, steps=steps)
     jacobian = Jacobian(f, z)
     # No graph may hold tensors made in inference mode. J has the spectrum of its transpose.
     product = jacobian if torch.is_inference_mode_enabled() else jacobian.transposed

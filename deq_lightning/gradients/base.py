@@ -6,7 +6,7 @@ from typing import Any, final
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
-from deq_lightning.configured import Configured, at_least
+from deq_lightning.configured import Configured, whole
 from deq_lightning.solvers import FixedPointMap, Solution, Solver
 from deq_lightning.state import State, mix
 
@@ -37,8 +37,8 @@ class GradientStrategy(Configured, Callback, ABC):
     """
 
     def __init__(self, pretrain_steps: int = 0, unroll_steps: int = 10) -> None:
-        at_least(0, pretrain_steps=pretrain_steps)
-        at_least(1, unroll_steps=unroll_steps)
+        whole(0, pretrain_steps=pretrain_steps)
+        whole(1, unroll_steps=unroll_steps)
         self.pretrain_steps = pretrain_steps
         self.unroll_steps = unroll_steps
         self.step = 0

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from deq_lightning.configured import NO_DAMPING, at_least, within
+from deq_lightning.configured import NO_DAMPING, whole, within
 from deq_lightning.gradients.adjoint import attach_adjoint
 from deq_lightning.gradients.base import ONE_STEP, GradientStrategy
 from deq_lightning.gradients.jacobian import Jacobian
@@ -33,7 +33,7 @@ class NPG(GradientStrategy):
 
     def __init__(self, pretrain_steps: int = 0, unroll_steps: int = 10, k: int = 5, damping: float = 0.5) -> None:
         super().__init__(pretrain_steps, unroll_steps)
-        at_least(1, ONE_STEP, k=k)
+        whole(1, ONE_STEP, k=k)
         within("(0, 1]", NO_DAMPING, damping=damping)
         self.k = k
         self.damping = damping

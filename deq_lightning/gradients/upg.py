@@ -3,7 +3,7 @@
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from deq_lightning.configured import NO_DAMPING, at_least, within
+from deq_lightning.configured import NO_DAMPING, whole, within
 from deq_lightning.gradients.base import ONE_STEP, GradientStrategy
 from deq_lightning.solvers import FixedPointMap
 from deq_lightning.state import State, mix
@@ -39,7 +39,7 @@ class UPG(GradientStrategy):
         checkpoint: bool = False,
     ) -> None:
         super().__init__(pretrain_steps, unroll_steps)
-        at_least(1, ONE_STEP, k=k)
+        whole(1, ONE_STEP, k=k)
         within("(0, 1]", NO_DAMPING, damping=damping)
         self.k = k
         self.damping = damping

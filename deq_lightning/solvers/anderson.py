@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from deq_lightning.configured import NO_DAMPING, at_least, within
+from deq_lightning.configured import NO_DAMPING, at_least, whole, within
 from deq_lightning.solvers.algebra import NO_HISTORY, combination, inner_products
 from deq_lightning.solvers.base import Advance, Solver
 
@@ -45,7 +45,7 @@ class Anderson(Solver):
         eval_max_steps: int | None = None,
     ) -> None:
         super().__init__(max_steps, rtol, atol, check_every, eval_max_steps)
-        at_least(1, NO_HISTORY, history=history)
+        whole(1, NO_HISTORY, history=history)
         self.history = history
         within("(0, 1]", NO_DAMPING, damping=damping)
         self.damping = damping

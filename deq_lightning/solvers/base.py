@@ -8,7 +8,7 @@ from typing import Any, Protocol, final
 import torch
 from torch import Tensor
 
-from deq_lightning.configured import Configured, at_least
+from deq_lightning.configured import Configured, at_least, whole, within
 from deq_lightning.solvers.best_iterate import BestIterate
 from deq_lightning.solvers.solution import FixedPointMap, Solution
 from deq_lightning.state import State, pack, parts, shapes, unpack
@@ -37,8 +37,8 @@ class Solver(Configured, ABC):
 
     Args:
         max_steps: maximum evaluations of f, 1 or more.
-        rtol: a sample has converged when ‖f(z) − z‖ ≤ atol + rtol·‖f(z)‖. With both tolerances 0 the whole budget runs
-            and the host never waits for the device.
+        rtol: a sample has converged when ‖f(z) − z‖ ≤ atol + rtol·‖f(z)‖; in [0, 1). With both tolerances 0 the whole
+            budget runs and the host never waits for the device.
         atol: absolute part of the tolerance, in the units of the state's Euclidean norm.
         check_every: evaluations between checks of the stop test (the first check is at the first evaluation). A check
             makes the host wait for the device.
@@ -59,10 +59,11 @@ class Solver(Configured, ABC):
         check_every: int = 4,
         eval_max_steps: int | None = None,
     ) -> None:
-        at_least(1, max_steps=max_steps, check_every=check_every)
+        whole(1, max_steps=max_steps, check_every=check_every)
         if eval_max_steps is not None:
-            at_least(1, "Leave it out for the budget of training.", eval_max_steps=eval_max_steps)
-        at_least(0, rtol=rtol, atol=atol)
+            whole(1, "Leave it out for the budget of training.", eval_max_steps=eval_max_steps)
+        within("[0, 1)", "At 1 a solve would end where it starts.", rtol=rtol)
+        at_least(0, atol=atol)
         self.max_steps = max_steps
         self.rtol = rtol
         self.atol = atol

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from deq_lightning.configured import at_least
+from deq_lightning.configured import whole
 from deq_lightning.solvers.algebra import NO_HISTORY, combination, inner_products
 from deq_lightning.solvers.base import Advance, Solver
 
@@ -43,7 +43,7 @@ class GMRES(Solver):
         eval_max_steps: int | None = None,
     ) -> None:
         super().__init__(max_steps, rtol, atol, check_every, eval_max_steps)
-        at_least(1, NO_HISTORY, history=history)
+        whole(1, NO_HISTORY, history=history)
         self.history = history
 
     def start(self, z: Tensor) -> Advance:

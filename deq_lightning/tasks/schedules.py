@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, PolynomialLR
 
-from deq_lightning.configured import at_least, within
+from deq_lightning.configured import above, at_least, listed, whole, within
 
 
 class ToEnd(LRScheduler):
@@ -45,12 +45,16 @@ class CosineToEnd(ToEnd, CosineAnnealingLR):
 
     Args:
         optimizer: whose learning rate is annealed.
-        eta_min: learning rate at the end.
+        eta_min: learning rate at the end, 0 or more.
+
+    Raises:
+        ValueError: if `eta_min` is out of its range.
     """
 
     length = "T_max"
 
     def __init__(self, optimizer: Optimizer, eta_min: float = 0.0) -> None:
+        at_least(0, eta_min=eta_min)
         super().__init__(optimizer, T_max=1, eta_min=eta_min)
 
     def rate(self, base: Any, step: int) -> Any:
@@ -63,12 +67,16 @@ class PolynomialToEnd(ToEnd, PolynomialLR):
 
     Args:
         optimizer: whose learning rate decays.
-        power: of the polynomial; 1 decays linearly.
+        power: of the polynomial, 0 or more; 1 decays linearly.
+
+    Raises:
+        ValueError: if `power` is out of its range.
     """
 
     length = "total_iters"
 
     def __init__(self, optimizer: Optimizer, power: float = 1.0) -> None:
+        at_least(0, power=power)
         super().__init__(optimizer, total_iters=1, power=power)
 
     def rate(self, base: Any, step: int) -> Any:
@@ -82,17 +90,19 @@ class StepsToEnd(ToEnd, MultiStepLR):
     Args:
         optimizer: whose learning rate decays.
         parts: of the run, each in (0, 1).
-        gamma: the factor.
+        gamma: the factor, above 0.
 
     Raises:
-        ValueError: if a part is out of its range.
+        ValueError: if an argument is out of its range.
     """
 
     length = "milestones"
 
     def __init__(self, optimizer: Optimizer, parts: Sequence[float] = (0.5,), gamma: float = 0.1) -> None:
+        listed(parts=parts)
+        within("(0, 1)", parts=parts)
+        above(0, gamma=gamma)
         self.parts = list(parts)
-        within("(0, 1)", parts=self.parts)
         super().__init__(optimizer, milestones=[], gamma=gamma)
 
     def end_at(self, steps: int) -> None:
@@ -124,7 +134,7 @@ class WarmupCosineToEnd(ToEnd):
     length = "total_steps"
 
     def __init__(self, optimizer: Optimizer, warmup_steps: int = 0) -> None:
-        at_least(0, warmup_steps=warmup_steps)
+        whole(0, warmup_steps=warmup_steps)
         self.warmup_steps = warmup_steps
         self.total_steps = 1
         super().__init__(optimizer)

@@ -160,6 +160,11 @@ def test_the_frequency_of_the_penalty():
         ({"probes": 0}, "`probes` must be 1 or more"),
         ({"milestones": {-5: 1.0}}, "`milestones` must map"),
         ({"milestones": {5: -1.0}}, "`milestones` must map"),
+        ({"milestones": {5: float("nan")}}, "`milestones` must map"),
+        ({"milestones": {5: float("inf")}}, "`milestones` must map"),
+        ({"milestones": {2.5: 1.0}}, "`milestones` must map"),
+        ({"milestones": {True: 1.0}}, "`milestones` must map"),
+        ({"milestones": [5]}, "`milestones` must map"),
     ],
 )
 def test_bad_penalties_are_refused(arguments, message):

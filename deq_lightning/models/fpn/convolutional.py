@@ -6,11 +6,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from deq_lightning.configured import LEAVE_OUT, at_least, one_of, within
+from deq_lightning.configured import LEAVE_OUT, one_of, sizes, whole, within
 from deq_lightning.models.base import CellMap, Equilibrium, ImplicitModel
 from deq_lightning.models.fpn.layers import LATENT_NORMS, NETWORKS
 from deq_lightning.models.layers.projections import average_over_processes
 from deq_lightning.solvers import FixedPointIteration, Solver
+
+MOST_BLOCKS = 10_000  # a module each
 
 
 class FPN(ImplicitModel):
@@ -78,7 +80,8 @@ class FPN(ImplicitModel):
         image_size = usual(published.image_size, 3, image_size=image_size)
         channels = usual(published.channels, 4, channels=channels)
         latent_blocks = usual(published.latent_blocks, 1, latent_blocks=latent_blocks)
-        num_classes = usual(10, 1, num_classes=num_classes)
+        whole(1, most=MOST_BLOCKS, latent_blocks=latent_blocks)
+        sizes(1, "Leave it out for the usual 10.", num_classes=num_classes)
         self.gamma = published.gamma if gamma is None else gamma
         within("(0, 1)", f"Leave it out for the usual {published.gamma}.", gamma=self.gamma)
         self.gamma_on_state = published.gamma_on_state
@@ -126,5 +129,5 @@ def usual(default: int, minimum: int, **argument: int | None) -> int:
     ((name, value),) = argument.items()
     if value is None:
         return default
-    at_least(minimum, f"Leave it out for the usual {default}.", **{name: value})
+    sizes(minimum, f"Leave it out for the usual {default}.", **{name: value})
     return value

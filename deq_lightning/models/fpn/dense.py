@@ -9,7 +9,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deq_lightning.configured import LEAVE_OUT, at_least, one_of
+from deq_lightning.configured import LEAVE_OUT, one_of, sizes
 from deq_lightning.models.base import Equilibrium, ImplicitModel
 from deq_lightning.models.fpn.layers import conv3x3, lrelu, resnet_block
 from deq_lightning.models.layers.projections import clamp_singular_values_
@@ -182,7 +182,7 @@ class DenseFPN(ImplicitModel):
     ) -> None:
         super().__init__(solver or FixedPointIteration(max_steps=500))
         one_of(NETWORKS, LEAVE_OUT, network=network)
-        at_least(1, num_classes=num_classes)
+        sizes(num_classes=num_classes)
         self.network = network
         latent = self.published.latent
         if network == "cifar10" and num_classes > latent:

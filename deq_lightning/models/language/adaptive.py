@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deq_lightning.configured import above, at_least
+from deq_lightning.configured import above, several_sizes, sizes
 
 
 class AdaptiveVocabulary(nn.Module):
@@ -59,7 +59,8 @@ class AdaptiveVocabulary(nn.Module):
         embedding_scale: float | None = None,
     ) -> None:
         super().__init__()
-        at_least(1, vocab_size=vocab_size, width=width, div_val=div_val)
+        sizes(vocab_size=vocab_size, width=width, div_val=div_val)
+        several_sizes(0, fewest=0, cutoffs=cutoffs)
         _check_clusters(vocab_size, width, cutoffs, div_val)
         if init_std is not None:
             above(0, "For one that fits the width pass `net.init_std=None`.", init_std=init_std)

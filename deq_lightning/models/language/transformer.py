@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deq_lightning.configured import at_least, one_of, within
+from deq_lightning.configured import one_of, sizes, whole, within
 from deq_lightning.models.base import Equilibrium, ImplicitModel
 from deq_lightning.models.language.adaptive import AdaptiveVocabulary, normal_
 from deq_lightning.models.language.attention import AttentionInjection, RelativeAttention
@@ -196,8 +196,8 @@ def normalised(x: Tensor) -> Tensor:
 
 
 def _check_sizes(width: int, heads: int, inner_width: int, memory_length: int) -> None:
-    at_least(1, width=width, heads=heads, inner_width=inner_width)
-    at_least(0, memory_length=memory_length)
+    sizes(width=width, heads=heads, inner_width=inner_width)
+    whole(0, memory_length=memory_length)
     if width % heads:
         raise ValueError(f"`heads` must divide `width`, got {heads} for {width}.")
     if width % 2:

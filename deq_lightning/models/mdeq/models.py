@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deq_lightning.configured import one_of
+from deq_lightning.configured import above, one_of, several_sizes, sizes, whole
 from deq_lightning.models.base import ImplicitModel
 from deq_lightning.models.layers.frozen import WeightNormConv2d
 from deq_lightning.models.mdeq.cell import Head, MultiscaleCell, States, WeightNormScope, conv_norm_relu, make_stem
@@ -46,7 +46,7 @@ class Multiscale(ImplicitModel):
         solver: Solver | None,
     ) -> None:
         super().__init__(solver or Broyden())
-        _check_sizes(channels, groups, downsample, weight_norm)
+        _check_sizes(in_channels, channels, expansion, groups, downsample, weight_norm)
         self.stem = make_stem(in_channels, channels, downsample)
         self.equilibrium_module = MultiscaleCell(channels, expansion, groups, dropout, post_affine, weight_norm)
 
@@ -55,6 +55,8 @@ class Multiscale(ImplicitModel):
 
         The published code draws these too, but overwrites the draw before it is ever used. None leaves all as they are.
         """
+        if std is not None:
+            above(0, "For PyTorch's own pass `net.init_std=None`.", init_std=std)
         for module in self.modules():
             if std is not None and isinstance(module, nn.Conv2d) and not isinstance(module, WeightNormConv2d):
                 nn.init.normal_(module.weight, std=std)
@@ -139,6 +141,8 @@ class MDEQ(Multiscale):
         post_affine: bool = True,
         weight_norm: WeightNormScope = "blocks_and_post",
     ) -> None:
+        several_sizes(channels=channels, head_channels=head_channels)
+        sizes(num_classes=num_classes, final_channels=final_channels)
         if len(head_channels) != len(channels):
             raise ValueError(
                 f"`head_channels` must have one entry for each entry of `channels`, got {list(head_channels)} for "
@@ -201,6 +205,7 @@ class MDEQSegmentation(Multiscale):
         post_affine: bool = True,
         weight_norm: WeightNormScope = "blocks_and_post",
     ) -> None:
+        sizes(num_classes=num_classes)
         super().__init__(
             in_channels, channels, expansion, groups, downsample, dropout, post_affine, weight_norm, solver
         )
@@ -219,8 +224,14 @@ class MDEQSegmentation(Multiscale):
         return self.head(torch.cat([z[0], *coarse], dim=1))
 
 
-def _check_sizes(channels: Sequence[int], groups: int, downsample: int, weight_norm: str) -> None:
-    if not channels or groups < 2 or groups % 2 or any(c % groups for c in channels):
+def _check_sizes(
+    in_channels: int, channels: Sequence[int], expansion: int, groups: int, downsample: int, weight_norm: str
+) -> None:
+    several_sizes(channels=channels)
+    sizes(in_channels=in_channels, expansion=expansion)
+    sizes(2, groups=groups)
+    whole(0, downsample=downsample)
+    if groups % 2 or any(c % groups for c in channels):
         raise ValueError(
             f"`groups` must be even and divide every entry of `channels`, got {groups} for {list(channels)}."
         )

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from deq_lightning.configured import at_least
+from deq_lightning.configured import several_sizes, sizes
 from deq_lightning.models.monotone.operators import MonotoneConvolution, MonotoneLinear, Tiers
 from deq_lightning.models.monotone.splitting import MonotoneModel, Splitting, interior_relu
 from deq_lightning.solvers import Solver
@@ -49,7 +49,7 @@ class MON(MonotoneModel):
         alpha: float = 1.0,
         solver: Solver | None = None,
     ) -> None:
-        at_least(1, in_features=in_features, num_classes=num_classes, width=width)
+        sizes(in_features=in_features, num_classes=num_classes, width=width)
         super().__init__(
             nn.Sequential(nn.Flatten(), nn.Linear(in_features, width)),
             MonotoneLinear(width, monotonicity),
@@ -110,13 +110,13 @@ class MONConv(MonotoneModel):
         alpha: float = 1.0,
         solver: Solver | None = None,
     ) -> None:
-        at_least(1, in_channels=in_channels, num_classes=num_classes, channels=channels)
-        at_least(2, image_size=image_size)
-        size = image_size + 2
-        features = channels * (size // 4) ** 2
+        sizes(in_channels=in_channels, num_classes=num_classes, channels=channels)
+        sizes(2, image_size=image_size)
+        side = image_size + 2
+        features = channels * (side // 4) ** 2
         super().__init__(
             nn.Conv2d(in_channels, channels, 3, padding=2),
-            MonotoneConvolution([channels], [size], monotonicity),
+            MonotoneConvolution([channels], [side], monotonicity),
             nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(features, num_classes)),
             splitting,
             alpha,
@@ -172,25 +172,25 @@ class MONMultiTier(MonotoneModel):
         alpha: float = 1.0,
         solver: Solver | None = None,
     ) -> None:
-        fewest = min(channels, default=0)
-        at_least(1, in_channels=in_channels, num_classes=num_classes, channels=fewest, image_size=image_size)
+        several_sizes(channels=channels)
+        sizes(in_channels=in_channels, num_classes=num_classes, image_size=image_size)
         halvings = len(channels) - 1
         if image_size % 2**halvings:
             raise ValueError(
                 f"`image_size` must be a multiple of {2**halvings} for {len(channels)} tiers, got {image_size}. "
                 "Resize the images, or leave out a tier."
             )
-        sizes = [image_size // 2**i + 2 for i in range(len(channels))]
+        sides = [image_size // 2**i + 2 for i in range(len(channels))]
         super().__init__(
             nn.Conv2d(in_channels, channels[0], 3, padding=2),
-            MonotoneConvolution(channels, sizes, monotonicity),
-            nn.Sequential(nn.Flatten(), nn.Linear(channels[-1] * sizes[-1] ** 2, num_classes)),
+            MonotoneConvolution(channels, sides, monotonicity),
+            nn.Sequential(nn.Flatten(), nn.Linear(channels[-1] * sides[-1] ** 2, num_classes)),
             splitting,
             alpha,
             solver,
         )
         self.channels = tuple(channels)
-        self.sizes = tuple(sizes)
+        self.sizes = tuple(sides)
 
     def initial_state(self, u: Tensor) -> Tiers:
         """Return zeros for every tier."""

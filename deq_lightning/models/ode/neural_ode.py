@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchdiffeq import odeint_adjoint
 
-from deq_lightning.configured import RunError, above, at_least
+from deq_lightning.configured import RunError, above, sizes, whole
 from deq_lightning.models.base import Equilibrium, Network
 
 
@@ -149,9 +149,9 @@ class NeuralODE(Network):
         max_steps: int = 1000,
     ) -> None:
         super().__init__()
-        at_least(1, in_channels=in_channels, image_size=image_size, num_classes=num_classes, width=width)
-        at_least(0, "0 is the plain Neural ODE.", augment_channels=augment_channels)
-        at_least(1, "Leave it out for the usual 1000.", max_steps=max_steps)
+        sizes(in_channels=in_channels, image_size=image_size, num_classes=num_classes, width=width)
+        sizes(0, "0 is the plain Neural ODE.", augment_channels=augment_channels)
+        whole(1, "Leave it out for the usual 1000.", max_steps=max_steps)
         above(0, "Leave it out for the usual 1e-3.", rtol=rtol, atol=atol)
         self.augment_channels = augment_channels
         self.rtol = rtol
