@@ -1,3 +1,4 @@
+from .callbacks import EMA as EMA
 from .callbacks import DivergenceGuard as DivergenceGuard
 from .callbacks import EquilibriumMonitor as EquilibriumMonitor
 from .callbacks import PredictionWriter as PredictionWriter

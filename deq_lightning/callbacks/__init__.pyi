@@ -1,3 +1,4 @@
+from .ema import EMA as EMA
 from .guard import DivergenceError as DivergenceError
 from .guard import DivergenceGuard as DivergenceGuard
 from .monitor import EquilibriumMonitor as EquilibriumMonitor

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from deq_lightning.callbacks.reports import reports_of
-from deq_lightning.configured import at_least
+from deq_lightning.configured import whole
 from deq_lightning.estimators import gradient_audit, spectral_radius
 from deq_lightning.estimators.modes import differentiable, evaluating, solving
 from deq_lightning.gradients import Implicit
@@ -39,8 +39,8 @@ class EquilibriumMonitor(Callback):
     """
 
     def __init__(self, estimate_every: int = 1000, samples: int = 8, estimate_in_evaluation: bool = False) -> None:
-        at_least(0, estimate_every=estimate_every)
-        at_least(1, samples=samples)
+        whole(0, estimate_every=estimate_every)
+        whole(1, samples=samples)
         self.estimate_every = estimate_every
         self.samples = samples
         self.estimate_in_evaluation = estimate_in_evaluation

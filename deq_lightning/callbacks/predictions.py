@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +10,29 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import BasePredictionWriter
 from torch import Tensor
 
+from deq_lightning.files import replacing
+
 
 class PredictionWriter(BasePredictionWriter):
     """Writes what `predict` returns as comma-separated values, one row per sample, while it runs.
 
     Args:
-        path: the file; an existing one is replaced. None: `predictions.csv` beside the checkpoint, or in the current
-            folder. With several processes each writes its own, `predictions-1.csv` and so on.
+        path: the file; an existing one is replaced once the new one is complete. None: `predictions.csv` beside the
+            checkpoint, or in the current folder. With several processes each writes its own, `predictions-1.csv` and so
+            on.
+
+    Raises:
+        ValueError: if `path` is a folder.
     """
 
     def __init__(self, path: str | None = None) -> None:
         super().__init__(write_interval="batch")
+        if path is not None and (not path or Path(path).is_dir()):
+            raise ValueError(f"`path` must be a file, got {path or repr(path)}. Add a name, such as predictions.csv.")
         self.path = path
         self.rows = 0
+        self._open = ExitStack()
+        self._writer: Any = None
 
     def file(self, trainer: pl.Trainer) -> Path:
         """Return the file that this process writes."""
@@ -29,12 +40,12 @@ class PredictionWriter(BasePredictionWriter):
         return path if trainer.global_rank == 0 else path.with_stem(f"{path.stem}-{trainer.global_rank}")
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin with an empty file."""
+        """Open a draft of the file."""
         del pl_module
         self.rows = 0
         file = self.file(trainer)
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("")
+        self._writer = csv.writer(self._open.enter_context(replacing(file, "w", newline="")))
 
     def write_on_batch_end(
         self,
@@ -47,18 +58,22 @@ class PredictionWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         """Append the rows of a batch, each with the sample's index in its split."""
-        del pl_module, batch, batch_idx, dataloader_idx
+        del trainer, pl_module, batch, batch_idx, dataloader_idx
         columns = {name: values.tolist() for name, values in prediction.items()}
         count = len(next(iter(columns.values())))
         indices = batch_indices or range(self.rows, self.rows + count)
-        with self.file(trainer).open("a", newline="") as file:
-            writer = csv.writer(file)
-            if self.rows == 0:
-                writer.writerow(["index", *columns])
-            writer.writerows(zip(indices, *columns.values(), strict=True))
+        if self.rows == 0:
+            self._writer.writerow(["index", *columns])
+        self._writer.writerows(zip(indices, *columns.values(), strict=True))
         self.rows += count
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Print the number of predictions and the path of the table."""
+        """Put the table in its place, and print the number of predictions and its path."""
         del pl_module
+        self._open.close()
         print(f"{self.rows} predictions: {self.file(trainer)}")
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Give the draft up; a table from before stays as it was."""
+        del trainer, pl_module
+        self._open.__exit__(type(exception), exception, exception.__traceback__)

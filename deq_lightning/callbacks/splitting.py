@@ -7,7 +7,7 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
 
-from deq_lightning.configured import at_least, within
+from deq_lightning.configured import above, whole, within
 from deq_lightning.estimators.modes import evaluating
 from deq_lightning.models.base import CellMap, Equilibrium
 from deq_lightning.models.monotone.splitting import MonotoneModel
@@ -36,7 +36,8 @@ class SplittingTuner(Callback):
     """
 
     def __init__(self, first_batch: int = 30, max_alpha: float = 1.0, min_alpha: float = 1e-4) -> None:
-        at_least(0, first_batch=first_batch)
+        whole(0, first_batch=first_batch)
+        above(0, max_alpha=max_alpha)
         within(f"(0, {max_alpha}]", "The upper end is `max_alpha`.", min_alpha=min_alpha)
         self.first_batch = first_batch
         self.max_alpha = max_alpha
