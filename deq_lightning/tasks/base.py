@@ -19,11 +19,12 @@ from deq_lightning.gradients import GradientStrategy
 from deq_lightning.models import Equilibrium, ImplicitModel, Network
 from deq_lightning.samples import Samples, samples_of
 from deq_lightning.solvers import Solution
-from deq_lightning.tasks.hparams import save_plain_hyperparameters
+from deq_lightning.tasks.hparams import check_hyperparameters, save_plain_hyperparameters
 from deq_lightning.tasks.memory_format import ChannelsLast
 from deq_lightning.tasks.random_state import RandomState
 from deq_lightning.tasks.reports import solutions_of, solver_figures
 from deq_lightning.tasks.schedules import ToEnd
+from deq_lightning.tasks.trial import check_optimizer, check_schedule
 
 
 class ImplicitTask(pl.LightningModule, ABC):
@@ -86,6 +87,23 @@ class ImplicitTask(pl.LightningModule, ABC):
             self._format.on()
         self._solved: list[Equilibrium] = []
         self.solutions: list[Solution] = []  # what the solvers reported of the batch logged last, without their `z`
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, trust_config: bool = False, **options: Any) -> Any:
+        """Make the task of a checkpoint; nothing in the file is executed.
+
+        Args:
+            checkpoint_path: a file that `fit` or a trainer has written.
+            args: as for Lightning's own `load_from_checkpoint`.
+            trust_config: whether the file may name classes of others, which are then imported.
+            options: as for Lightning's own, and arguments of the constructor that win over the saved ones.
+
+        Raises:
+            ValueError: if the file names a class that is not of this program or the libraries it is made for.
+        """
+        if not trust_config:
+            check_hyperparameters(checkpoint_path, cls, options)
+        return super().load_from_checkpoint(checkpoint_path, *args, **{"weights_only": True, **options})
 
     @abstractmethod
     def loss(self, batch: Any) -> tuple[Tensor, list[Equilibrium]]:
@@ -182,12 +200,30 @@ class ImplicitTask(pl.LightningModule, ABC):
         optimizer = self.make_optimizer(self.parameters())
         if self.make_lr_scheduler is None:
             return optimizer
+        if math.isfinite(steps := self.trainer.estimated_stepping_batches):
+            try:
+                self.try_optimizer(int(steps))
+            except ValueError as error:
+                raise CombinationError(str(error)) from error
         scheduler = self.make_lr_scheduler(optimizer)
         if isinstance(scheduler, ReduceLROnPlateau):
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": scheduler.monitor}}
         if isinstance(scheduler, ToEnd):
             self._end(scheduler)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def try_optimizer(self, steps: int | None = None) -> None:
+        """Make the optimizer and the schedule and try them out, before a run; the parameters stay as they are.
+
+        Args:
+            steps: optimizer steps of the run. None: not known.
+
+        Raises:
+            ValueError: if one of them has unusable arguments, or a learning rate would be negative or not finite.
+        """
+        optimizer = check_optimizer(lambda: self.make_optimizer(self.parameters()))
+        if self.make_lr_scheduler is not None:
+            check_schedule(self.make_lr_scheduler, optimizer, steps)
 
     def _end(self, scheduler: ToEnd) -> None:
         steps = self.trainer.estimated_stepping_batches

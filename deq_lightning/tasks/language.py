@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from deq_lightning.configured import CombinationError, at_least
+from deq_lightning.configured import CombinationError, at_least, whole
 from deq_lightning.models import Equilibrium, Network
 from deq_lightning.models.language.transformer import Memory, Segment
 from deq_lightning.samples import TEXT, UNKNOWN_ID, TextSource
@@ -56,7 +56,7 @@ class LanguageModeling(ImplicitTask):
 
     def __init__(self, net: Network, continue_words: int = 50, temperature: float = 1.0, **options: Any) -> None:
         super().__init__(net, **options)
-        at_least(1, continue_words=continue_words)
+        whole(1, continue_words=continue_words)
         at_least(0, temperature=temperature)
         self.continue_words = continue_words
         self.temperature = temperature

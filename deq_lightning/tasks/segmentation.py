@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
-from deq_lightning.configured import at_least
+from deq_lightning.configured import is_number, listed, sizes
 from deq_lightning.models import Equilibrium, Network
 from deq_lightning.samples import PIXELS
 from deq_lightning.tasks.supervised import SupervisedTask
@@ -43,9 +43,10 @@ class SemanticSegmentation(SupervisedTask):
         self, net: Network, num_classes: int = 19, class_weights: list[float] | None = None, **options: Any
     ) -> None:
         super().__init__(net, **options)
-        at_least(2, num_classes=num_classes)
+        sizes(2, num_classes=num_classes)
         weights = [1.0] * num_classes if class_weights is None else class_weights
-        if len(weights) != num_classes or not all(weight > 0 for weight in weights):
+        listed(class_weights=weights)
+        if len(weights) != num_classes or not all(is_number(weight) and weight > 0 for weight in weights):
             raise ValueError(
                 f"`class_weights` must be {num_classes} positive numbers, one for each class, got {weights}."
             )
