@@ -6,17 +6,20 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "deq_lightning"
-LEAVES = {"state", "configured"}
+LEAVES = {"state", "configured", "files", "perron", "trust"}
 MAY_IMPORT = {
     "state": set(),
     "configured": set(),
+    "files": {"configured"},
+    "perron": set(),
+    "trust": set(),
     "solvers": LEAVES,
     "gradients": {*LEAVES, "solvers"},
     "models": {*LEAVES, "solvers", "gradients"},
     "estimators": {*LEAVES, "solvers", "gradients", "models"},
-    "samples": set(),
+    "samples": {"perron"},
     "tasks": {*LEAVES, "samples", "solvers", "gradients", "estimators", "models"},
-    "data": {"configured", "samples"},
+    "data": {"configured", "perron", "samples"},
     "callbacks": {*LEAVES, "solvers", "gradients", "estimators", "models", "tasks"},
     "app": {*LEAVES, "samples", "solvers", "gradients", "estimators", "models", "tasks", "data", "callbacks"},
     "cli": {"app"},

@@ -1,11 +1,14 @@
 """Checkpoints: read as plain data, checked against the model."""
 
 import pickle
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from pytorch_lightning.trainer.connectors.checkpoint_connector import _CheckpointConnector
 from torch import nn
 
 from deq_lightning.app.messages import UsageError
@@ -38,7 +41,57 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UsageError(f"`{path}` is damaged or not a checkpoint. Use another one of that run.") from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), Mapping):
         raise UsageError(f"`{path}` is not a checkpoint of this program: it has no `state_dict`.")
+    for name, value in checkpoint["state_dict"].items():
+        if not isinstance(value, torch.Tensor) or not isinstance(name, str):
+            raise UsageError(f"`{path}` is damaged: `{name}` must be a tensor, got {value!r:.40}. Use another one.")
+    for file in _files(checkpoint):
+        if "://" in file or ".." in Path(file).parts:
+            raise UsageError(
+                f"`{path}` names {file!r:.200} as a checkpoint of its run, which no run of this program writes; it may "
+                f"have been tampered with. Use another one, or start a new run from its weights: `--weights {path}`."
+            )
     return checkpoint
+
+
+def names_files(state: Any) -> bool:
+    """Say whether the state of a callback names files."""
+    return isinstance(state, Mapping) and any(key.endswith("path") for key in state if isinstance(key, str))
+
+
+def _files(checkpoint: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the files that a checkpoint names."""
+    callbacks = checkpoint.get("callbacks")
+    for state in filter(names_files, callbacks.values() if isinstance(callbacks, Mapping) else ()):
+        several = state.get("best_k_models")
+        named = (value for key, value in state.items() if str(key).endswith("path"))
+        yield from (str(file) for file in (*named, *(several if isinstance(several, Mapping) else ())))
+
+
+@contextmanager
+def restoring(path: str | Path | None) -> Iterator[None]:
+    """Report whatever Lightning meets while it restores a damaged checkpoint in a line.
+
+    Raises:
+        UsageError: in place of what was raised.
+    """
+    try:
+        yield
+    except Exception as error:
+        frames = traceback.walk_tb(error.__traceback__)
+        if path is None or not any(frame.f_code in RESTORE for frame, _ in frames):
+            raise
+        reason = (str(error).splitlines() or [""])[0]
+        raise UsageError(
+            f"`{path}` is damaged: its state cannot be restored ({type(error).__name__}: {reason:.200}). Use another "
+            f"one of that run, or start a new run from its weights: `--weights {path}`."
+        ) from error
+
+
+RESTORE = {
+    function.__code__
+    for name, function in vars(_CheckpointConnector).items()
+    if name.lstrip("_").startswith("restore_")
+}
 
 
 def check_fits(module: nn.Module, checkpoint: Mapping[str, Any], path: str | Path) -> None:

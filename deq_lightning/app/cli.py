@@ -1,6 +1,7 @@
 """LightningCLI as this program has it: what is parsed, built and run."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -8,17 +9,24 @@ import pytorch_lightning as pl
 from jsonargparse import Namespace
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
-from deq_lightning.app.checkpoints import check_fits, load_weights, read_checkpoint
+from deq_lightning.app.beginning import begin, write_to
+from deq_lightning.app.checkpoints import check_fits, load_weights, read_checkpoint, restoring
 from deq_lightning.app.configs import ConfigByName
-from deq_lightning.app.ending import curves, in_words
-from deq_lightning.app.fitting import check_task, class_of, fill_sizes, refusals, try_out
+from deq_lightning.app.continuing import check_continues, check_optimizer, go_on_with, other_splits
+from deq_lightning.app.ending import check_trained, in_words, report_fit
+from deq_lightning.app.fitting import check_task, check_trainer, class_of, fill_sizes, follow_seed, refusals, try_out
+from deq_lightning.app.found import option
 from deq_lightning.app.header import Header, departures, say_departures
 from deq_lightning.app.keys import CHECKPOINTS, add_keys
+from deq_lightning.app.messages import UsageError
 from deq_lightning.app.parser import Parser, build
 from deq_lightning.app.progress import display, progress
-from deq_lightning.app.runs import SaveConfig, free_folder, from_here, run_name, say
-from deq_lightning.app.selection import Selection, select_by_task
-from deq_lightning.app.stops import Footprint, stoppable
+from deq_lightning.app.runs import SaveConfig, record_of, say
+from deq_lightning.app.selection import Selection, name_several, select_by_task
+from deq_lightning.app.stops import Footprint, Stop, stoppable
+from deq_lightning.app.storage import carry, with_storage
+from deq_lightning.callbacks import EMA
+from deq_lightning.callbacks.ema import drop_averaging
 from deq_lightning.data import DataError
 from deq_lightning.samples import Samples, samples_of
 from deq_lightning.tasks import ImplicitTask
@@ -36,9 +44,29 @@ class DEQCLI(LightningCLI):
     samples: Samples | None = None
     footprint: Footprint | None = None
     checkpoint: dict[str, Any] | None = None
+    notes: Sequence[str] = ()
 
     def __init__(self, args: Sequence[str], run: bool) -> None:
         self.first = next(iter(args), None)
+        with self._nothing_left():
+            self._parse_build_run(args, run)
+
+    @contextmanager
+    def _nothing_left(self) -> Iterator[None]:
+        """Delete what a fit wrote that ends before its first step, and let others into its folder."""
+        try:
+            yield
+        except BaseException:
+            trainer = vars(self).get("trainer")  # there may be none yet
+            step = 0 if trainer is None else trainer.global_step
+            if self.footprint is not None and step in (0, self.footprint.step):
+                self.footprint.remove()
+            raise
+        finally:
+            if self.footprint is not None:
+                self.footprint.release()
+
+    def _parse_build_run(self, args: Sequence[str], run: bool) -> None:
         super().__init__(
             ImplicitTask,
             pl.LightningDataModule,
@@ -91,6 +119,13 @@ class DEQCLI(LightningCLI):
         super().parse_arguments(parser, args)
         self.typed = parser.parse_args(args, defaults=False)
 
+    def _set_seed(self) -> None:
+        """Seed the run, after a check that Lightning makes with a traceback."""
+        seed = self._get(self.config, "seed_everything")
+        if not isinstance(seed, bool | None) and not 0 <= seed < 2**32:
+            raise UsageError(f"`--seed_everything` must be a whole number from 0 to {2**32 - 1}, got {seed}.")
+        super()._set_seed()
+
     def before_instantiate_classes(self) -> None:
         """Read the checkpoint, and send what is written to the run's folder: the checkpoint's own or a new one."""
         config = self._own(self.config)
@@ -98,6 +133,16 @@ class DEQCLI(LightningCLI):
         if ckpt_path is not None:
             self.checkpoint = read_checkpoint(ckpt_path)
             self.folder = Path(ckpt_path).parent
+        elif self._evaluates(config) and config.weights is None and option(self.args, "--ckpt_path") is None:
+            raise UsageError(
+                f"`{self.subcommand}` needs trained weights. Type `--ckpt_path PATH`, or `--ckpt_path null` for those "
+                "that the network is made with."
+            )
+        check_trainer(config.trainer)
+        self.notes = list(self._go_on(config, str(ckpt_path))) if self.checkpoint is not None else ()
+        for note in self.notes if self.subcommand != "fit" else ():  # the header of a fit says them
+            say(note)
+        follow_seed(config, self._own(self.typed))
         with refusals(config):
             self._fit_to_data(config)
         if self.subcommand == "fit":
@@ -105,21 +150,28 @@ class DEQCLI(LightningCLI):
         elif self.subcommand is not None and config.trainer.logger is None:
             config.trainer.logger = False  # a test adds no curves to those of the run
         if self.folder is not None:
-            config.predictions.path = config.predictions.path or str(self.folder / "predictions.csv")
-            for key in (*CHECKPOINTS, "guard"):
-                config[key].dirpath = config[key].dirpath or str(self.folder)
+            write_to(self.folder, config)
+
+    def _evaluates(self, config: Namespace) -> bool:
+        return self.subcommand not in (None, "fit") and not self.printing and not config.trainer.fast_dev_run
+
+    def _go_on(self, config: Namespace, ckpt_path: str) -> Iterator[str]:
+        """Yield what is to be said of settings that do not fit the run of the checkpoint."""
+        record = record_of(Path(ckpt_path).parent)
+        if self.subcommand == "fit":
+            assert self.checkpoint is not None
+            check_continues(self.checkpoint, ckpt_path)
+            yield from go_on_with(config, self._own(self.typed), self.checkpoint, record)
+        yield from (f"not comparable: {reason}" for reason in other_splits(config, record))
 
     def _begin_run(self, config: Namespace) -> None:
         """Choose the folder of the run and send its curves there."""
-        typed = Namespace({**vars(config.clone()), "ckpt_path": None, "run": None})
-        if self.folder is None or config.run is not None:
-            parent = Path(config.trainer.default_root_dir or "checkpoints")
-            self.folder = free_folder(parent, config.run or run_name(config))
-        self.footprint = Footprint(self.folder, (self.checkpoint or {}).get("global_step", 0))
+        typed = Namespace({**vars(config.clone()), "ckpt_path": None, "run": None, "trust_config": False})
+        old, self.footprint = self.folder, begin(config, self.checkpoint, self.folder)
+        self.folder = self.footprint.folder
+        if self.checkpoint is not None and old is not None:
+            carry(self.checkpoint, old, self.folder)
         self.save_config_kwargs = {"folder": self.folder, "typed": typed}
-        if config.trainer.logger is None:
-            place = Namespace(save_dir=str(self.folder), name="", version="")
-            config.trainer.logger = Namespace(class_path="pytorch_lightning.loggers.TensorBoardLogger", init_args=place)
 
     def _fit_to_data(self, config: Namespace) -> None:
         """Build the data, and make the settings of task and network those for what it is."""
@@ -144,8 +196,11 @@ class DEQCLI(LightningCLI):
             self._build()
         weights = self._get(self.config, "weights")
         if self.checkpoint is not None:
-            check_fits(self.model, self.checkpoint, self._get(self.config, "ckpt_path"))
-        elif self.subcommand == "fit" and weights is not None:
+            path = self._get(self.config, "ckpt_path")
+            check_fits(self.model, self.checkpoint, path)
+            if self.subcommand == "fit":
+                check_optimizer(self.model, self.checkpoint, path)
+        elif self.subcommand is not None and weights is not None:
             say(f"weights: {load_weights(self.model, weights)}")
 
     def _build(self) -> None:
@@ -154,12 +209,13 @@ class DEQCLI(LightningCLI):
         if self.samples is not None:
             check_task(self.model, self.samples, type(self.datamodule).__name__)
         if self.subcommand == "fit":
-            self.model.make_optimizer(self.model.parameters())  # refuses a bad learning rate before the run begins
+            self.model.try_optimizer()  # refuses bad arguments before the run begins
             if self.samples is not None:
                 try_out(self.model, self.samples, type(self.datamodule).__name__)
         rest = self.config.clone()
         own = self._own(rest)
         select_by_task(own.best_checkpoint, self._own(self.typed).get("best_checkpoint"), self.model)
+        name_several(own, CHECKPOINTS)
         del own["data"], own["model"]
         self.config_init = build(self.parser, rest)
         self._own(self.config_init).update(Namespace(data=self.datamodule, model=self.model))
@@ -181,15 +237,23 @@ class DEQCLI(LightningCLI):
         fit = self.subcommand == "fit"
         monitor = self._own(self.typed).get("best_checkpoint.monitor")
         best = Selection(self._get(self.config_init, "best_checkpoint"), typed=monitor is not None)
-        seen = [Header(self.folder, self._get(self.config, "seed_everything")), best] if fit else []
+        header = Header(self.folder, self._get(self.config, "seed_everything"), self.notes)
+        decay = self._get(self.config_init, "ema.decay")
+        average = [EMA(decay)] if decay is not None and self.subcommand in ("fit", None) else []
+        folders = [self.folder, *(self._get(self.config_init, key).dirpath for key in CHECKPOINTS if fit)]
+        plugins = with_storage(typed.plugins, filter(None, folders))
         # Behind all other callbacks, so that what those log of a batch is there.
-        self.trainer_defaults = {**self.trainer_defaults, "callbacks": [*seen, *progress(typed, fit)]}
-        return super().instantiate_trainer(**display(typed), **kwargs)
+        seen = [*([header, best] if fit else [Stop()]), *average, *progress(typed, fit)]
+        self.trainer_defaults = {**self.trainer_defaults, "callbacks": seen}
+        trainer = super().instantiate_trainer(**display(typed), plugins=plugins, **kwargs)
+        if self.subcommand not in ("fit", None):
+            drop_averaging(trainer)
+        return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run the subcommand, and end cleanly if it is stopped."""
         last, guard = (self._get(self.config_init, key) for key in ("last_checkpoint", "guard"))
-        with stoppable(self.trainer, self.footprint, last, guard):
+        with stoppable(self.footprint, last, guard), restoring(self._get(self.config, "ckpt_path")):
             super()._run_subcommand(subcommand)
 
     @property
@@ -212,20 +276,14 @@ class DEQCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Test the best checkpoint, then say where it and the curves are and what to type next."""
+        continued = self.checkpoint is not None
+        check_trained(self.trainer, 0 if self.footprint is None else self.footprint.step, continued)
+        drop_averaging(self.trainer)  # Lightning's own would restore the weights that were not averaged
         best, last = (self._get(self.config_init, key) for key in CHECKPOINTS)
-        written = best.best_model_path or last.best_model_path
-        path, following = from_here(written), "fit"
-        if best.best_model_path:
-            say(f"best checkpoint: {path} ({best.monitor} {best.best_model_score:.4g})", flush=True)
-            following = "test"
-        elif written:
-            say(f"last checkpoint: {path}")  # stopped before the first validation
-        if following == "test" and self._get(self.config, "test_after_fit"):
-            (metrics,) = self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=path, verbose=False)
-            say("  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
-            self._say_in_words("test")
-            following = "predict"
-        for folder in curves(self.trainer):
-            say(f"curves: tensorboard --logdir {folder}")
-        if written:
-            say(f"next: python -m deq_lightning {following} --ckpt_path {path}")
+        report_fit(best, last, self._test if self._get(self.config, "test_after_fit") else None, self.trainer)
+
+    def _test(self, checkpoint: str) -> None:
+        """Test a checkpoint of the run, and say what it reached."""
+        results = self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=checkpoint, verbose=False)
+        say("  ".join(f"{name} {value:.4g}" for metrics in results for name, value in metrics.items()))
+        self._say_in_words("test")

@@ -2,21 +2,24 @@
 
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from deq_lightning.app.cli import DEQCLI
 from deq_lightning.app.cross_validate import cross_validate
+from deq_lightning.app.found import with_own_config
 from deq_lightning.app.messages import UsageError
 from deq_lightning.app.names import load_named
-from deq_lightning.app.runs import say, with_own_config
+from deq_lightning.app.runs import say
 from deq_lightning.app.stops import interruptible
 from deq_lightning.app.translation import with_flags
 from deq_lightning.callbacks import DivergenceError
 from deq_lightning.configured import CombinationError, RunError
 from deq_lightning.data import DataError
+from deq_lightning.data.errors import printable
+from deq_lightning.files import not_written
 
 # Warnings about Lightning's own doings, which the user cannot change.
 QUIET = (
@@ -26,6 +29,7 @@ QUIET = (
     ".*does not have many workers.*",  # for tensors in memory they only cost time
     "Couldn't infer the batch indices",  # of samples, which a text has none of
     "You have overridden `on_after_batch_transfer`",  # the task's is the only one
+    "The dirpath has changed from",  # the best checkpoint has been carried along
 )
 
 
@@ -45,14 +49,19 @@ def execute(args: Sequence[str], run: bool = True) -> DEQCLI:
             return cross_validate(args[1:], execute)
         return DEQCLI(with_own_config(args) if run else args, run)
     except (UsageError, CombinationError, DataError, MisconfigurationException) as error:
-        print(f"error: {with_flags(error)}", file=sys.stderr)
-        raise SystemExit(2) from error
+        raise _ended(with_flags(error), 2) from error
     except DivergenceError as error:
-        say(f"error: {with_flags(error)}", file=sys.stderr)
-        raise SystemExit(1) from error
+        raise _ended(with_flags(error), 1, say) from error
     except RunError as error:
-        print(f"error: {with_flags(error)}", file=sys.stderr)  # on any process: it need not be the first one's
-        raise SystemExit(1) from error
+        raise _ended(with_flags(error), 1) from error  # on any process: it need not be the first one's
+    except OSError as error:
+        raise _ended(not_written(error), 1) from error
+
+
+def _ended(reason: str, status: int, tell: Callable[..., None] = print) -> SystemExit:
+    """Say why the program ends, and return what ends it."""
+    tell("error: " + "\n".join(map(printable, reason.splitlines())), file=sys.stderr)
+    return SystemExit(status)
 
 
 def _texts(args: Sequence[str]) -> Iterator[str]:
@@ -60,5 +69,5 @@ def _texts(args: Sequence[str]) -> Iterator[str]:
     for arg in args:
         yield arg
         path = Path(arg.split("=", 1)[-1])
-        if path.suffix in (".yaml", ".yml", ".json") and path.is_file():
+        if "\n" not in arg and path.suffix in (".yaml", ".yml", ".json") and path.is_file():
             yield path.read_text()

@@ -17,7 +17,10 @@ class ConfigByName(ActionConfigFile):
     """Takes a path or the bare name of a config."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
-        """Load the config found."""
+        """Load the config found, or the text of one."""
+        if "\n" in values:
+            super().__call__(parser, cfg, values, option_string)
+            return
         try:
             found = find_config(values)
         except UsageError as error:

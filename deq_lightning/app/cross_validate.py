@@ -6,6 +6,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from deq_lightning.app.checkpoints import read_checkpoint
 from deq_lightning.app.messages import UsageError
-from deq_lightning.app.runs import run_name, say
+from deq_lightning.app.runs import Lock, inside_of, is_first, run_name, say
+from deq_lightning.files import replacing
 
 RESULTS = "cross_validation.json"
 OWN_PROTOCOL = "each fold's epoch is selected by a validation part of the other folds"
@@ -48,18 +50,39 @@ def cross_validate(args: Sequence[str], main: Main) -> Any:
 
     parent = Path(cli.config.trainer.default_root_dir or "checkpoints")
     name = options.run or run_name(cli.config) + ("_folds_selected_on_test" if data.validate_on_test else "_folds")
-    last = f"{cli.config.last_checkpoint.filename}.ckpt"
+    name = inside_of(parent, name)
     rest += ["--data.validate_on_test", str(data.validate_on_test).lower(), "--test_after_fit", "true"]
     results = _results_so_far(parent / name / RESULTS, cli)
-    for fold in range(data.folds):
-        if str(fold) not in results["folds"]:
-            place = _place(parent, f"{name}/fold-{fold}", last)
-            results["folds"][str(fold)] = _run(main, ["fit", *rest, "--data.fold", str(fold), *place])
-            _average(results)
-            _write(parent / name / RESULTS, results)
+    with _alone(parent / name):
+        _run_folds(cli, results, parent, name, lambda args: main(["fit", *rest, *args]))
     say(_table(results))
     say(f"results: {parent / name / RESULTS}")
     return cli
+
+
+def _run_folds(cli: Any, results: dict[str, Any], parent: Path, name: str, fit: Main) -> None:
+    """Run the folds that are not there yet."""
+    last = f"{cli.config.last_checkpoint.filename}.ckpt"
+    for fold in range(cli.datamodule.folds):
+        if str(fold) not in results["folds"]:
+            place = _place(parent, f"{name}/fold-{fold}", last)
+            results["folds"][str(fold)] = _run(fit, ["--data.fold", str(fold), *place])
+            _average(results)
+            _write(parent / name / RESULTS, results)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other processes out of the folder, which is made if it is missing and deleted if nothing comes into it."""
+    if is_first():
+        folder.mkdir(parents=True, exist_ok=True)
+    lock = Lock(folder)
+    try:
+        yield
+    finally:
+        lock.release()
+        with suppress(OSError):  # there is something in it
+            folder.rmdir()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -108,9 +131,12 @@ def _results_so_far(path: Path, cli: Any) -> dict[str, Any]:
     new = {"protocol": protocol, "settings": json.loads(cli.parser.dump(cli.config, format="json")), "folds": {}}
     if not path.is_file():
         return new
-    found: dict[str, Any] = json.loads(path.read_text())
-    typed, theirs = ({"protocol": one["protocol"]} | one["settings"] for one in (new, found))
-    difference = _difference(theirs, typed)
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+        theirs = {"protocol": found["protocol"], **found["settings"]}
+    except (ValueError, LookupError, TypeError) as error:
+        raise UsageError(f"`{path}` is damaged. Move it away, or type `--run NAME` for new folds.") from error
+    difference = _difference(theirs, {"protocol": protocol, **new["settings"]})
     if difference:
         raise UsageError(
             f"`{path.parent}` holds the folds of other settings: {difference}. Type `--run NAME` for new ones."
@@ -148,9 +174,8 @@ def _leaves(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
 @rank_zero_only
 def _write(path: Path, results: dict[str, Any]) -> None:
     """Write the results, all or nothing."""
-    draft = path.with_name(f"{path.name}.part")
-    draft.write_text(json.dumps(results, indent=2) + "\n")
-    draft.replace(path)
+    with replacing(path, "w") as file:
+        file.write(json.dumps(results, indent=2) + "\n")
 
 
 def _place(parent: Path, name: str, last: str) -> list[str]:

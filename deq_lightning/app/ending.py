@@ -2,13 +2,16 @@
 
 import inspect
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from deq_lightning.app.runs import from_here
+from deq_lightning.app.found import command_for
+from deq_lightning.app.runs import from_here, say
+from deq_lightning.configured import RunError
 from deq_lightning.models import ImplicitModel
 
 NAMES = {"acc": "accuracy", "ppl": "perplexity", "miou": "mean IoU", "f1": "F1"}
@@ -39,6 +42,53 @@ def in_words(metrics: Mapping[str, Any], split: str, task: Any) -> Iterator[str]
     yield "; ".join(said)
     if share < FEW:
         yield f"for more equilibria: {' or '.join(_ways(task, models[0]))}"
+
+
+def check_trained(trainer: pl.Trainer, step: int, continued: bool) -> None:
+    """Say so if nothing was trained.
+
+    Args:
+        trainer: has run.
+        step: the one that the run began with.
+        continued: whether a checkpoint was continued.
+
+    Raises:
+        RunError: if a new run has taken no step.
+    """
+    if trainer.fast_dev_run or trainer.global_step > step:  # type: ignore[attr-defined]
+        return
+    if not continued:
+        raise RunError(
+            "no training step was taken: nothing was trained. Look at `trainer.max_epochs`, `trainer.max_steps`, "
+            "`trainer.max_time` and `trainer.limit_train_batches`."
+        )
+    say(f"nothing was left to train after epoch {trainer.current_epoch}: type more `--trainer.max_epochs`")
+
+
+def report_fit(
+    best: ModelCheckpoint, last: ModelCheckpoint, test: Callable[[str], None] | None, trainer: pl.Trainer
+) -> None:
+    """Say where the best checkpoint and the curves of a fit are, and what to type next.
+
+    Args:
+        best: wrote the best checkpoint.
+        last: wrote the last one.
+        test: tests a checkpoint. None: none is tested.
+        trainer: of the run.
+    """
+    written, following = best.best_model_path or last.best_model_path, "fit"
+    if best.best_model_path:
+        score = "" if best.best_model_score is None else f" ({best.monitor} {best.best_model_score:.4g})"
+        say(f"best checkpoint: {from_here(written)}{score}", flush=True)
+        following = "test" if test is None else "predict"
+        if test is not None:
+            test(written)
+    elif written:
+        say(f"last checkpoint: {from_here(written)}")  # stopped before the first validation
+    for folder in curves(trainer):
+        say(f"curves: tensorboard --logdir {folder}")
+    if written:
+        say(f"next: {command_for(following, written)}")
 
 
 def is_of_the_method(name: str) -> bool:

@@ -1,6 +1,9 @@
 """Fit task and network to the data: fill in what was not typed, refuse what cannot fit."""
 
+import math
+import os
 import pydoc
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -52,6 +55,55 @@ def fill_sizes(config: Namespace, typed: Namespace, samples: Samples, data: str)
                 own[name] = value
                 filled.append(f"--{flag}.{name}={value}")
     return filled
+
+
+def follow_seed(config: Namespace, typed: Namespace) -> None:
+    """Let the splits and the order of the data follow the seed of the run where that was typed and theirs was not.
+
+    Args:
+        config: of the subcommand, with every default; changed.
+        typed: what of it was typed or read from a config.
+    """
+    seed, own = config.get("seed_everything"), config.get("data.init_args")
+    given = typed.get("seed_everything") is not None and typed.get("data.init_args.seed") is None
+    if given and own is not None and "seed" in own and isinstance(seed, int) and not isinstance(seed, bool):
+        own["seed"] = seed
+
+
+def check_trainer(trainer: Namespace) -> None:
+    """Refuse what Lightning's Trainer takes and then trains nothing with, or something else.
+
+    Raises:
+        UsageError: if there is such a setting.
+    """
+    for name in ("max_epochs", "max_steps", "limit_train_batches"):
+        if trainer.get(name) == 0:
+            raise UsageError(f"`--trainer.{name}` must not be 0: nothing would be trained. Leave it out.")
+    for name, least in LEAST.items():
+        value = trainer.get(name)
+        if isinstance(value, int | float) and not least <= value < math.inf:
+            raise UsageError(f"`--trainer.{name}` must be {least} or more, got {value}. Leave it out for the default.")
+    if trainer.get("val_check_interval") == 0:
+        raise UsageError(
+            "`--trainer.val_check_interval` must be above 0, got 0. Leave it out for one at an epoch's end."
+        )
+    devices = str(trainer.get("devices"))
+    if not re.fullmatch(r"auto|-1|[1-9]\d*|\d+(,\d+)*,?|\[\d+(, ?\d+)*\]", devices):
+        raise UsageError(f"`--trainer.devices` must be a number of devices, a list of them or auto, got {devices}.")
+    on_cpu = trainer.get("accelerator") == "cpu" or not torch.accelerator.is_available()
+    if on_cpu and devices.isdigit() and int(devices) > (cores := os.cpu_count() or 1):
+        raise UsageError(f"`--trainer.devices` must be {cores} or less, the cores of this machine, got {devices}.")
+
+
+LEAST = {
+    "gradient_clip_val": 0,
+    "accumulate_grad_batches": 1,
+    "check_val_every_n_epoch": 1,
+    "log_every_n_steps": 0,
+    "num_sanity_val_steps": -1,
+    "min_epochs": 0,
+    "min_steps": 0,
+}
 
 
 @contextmanager

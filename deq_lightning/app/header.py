@@ -1,5 +1,6 @@
 """The first lines of a run: what really runs, and on what."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +19,23 @@ class Header(Callback):
     Args:
         folder: the run's folder.
         seed: of the run.
+        notes: lines of what else is to be known.
     """
 
-    def __init__(self, folder: Path | None, seed: Any = None) -> None:
+    def __init__(self, folder: Path | None, seed: Any = None, notes: Sequence[str] = ()) -> None:
         self.folder = folder
         self.seed = seed
+        self.notes = notes
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Print the header."""
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        say(_device(trainer) + ("" if self.seed is None else f", seed {self.seed}"))
+        say(_device(trainer) + _seeds(self.seed, getattr(datamodule, "seed", None)))
         say("; ".join(filter(None, [_net(pl_module.net), _sizes(datamodule)])))
         say(_method(pl_module))
         say(f"run: {self.folder}")
+        for note in self.notes:
+            say(note)
         say_departures(datamodule, pl_module)
 
 
@@ -50,6 +55,13 @@ def _device(trainer: pl.Trainer) -> str:
     name = f"{device.type} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
     several = f"{trainer.world_size} x " if trainer.world_size > 1 else ""
     return f"device: {several}{name}, precision {trainer.precision}"
+
+
+def _seeds(seed: Any, of_data: Any) -> str:
+    """Say what was seeded with what: weights and dropout, and the splits and the order of the samples."""
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        return "" if of_data is None else f", data seed {of_data}"
+    return f", seed {seed}" if of_data in (None, seed) else f", seed {seed}, data seed {of_data}"
 
 
 def _net(net: nn.Module) -> str:

@@ -32,6 +32,13 @@ def add_keys(parser: LightningArgumentParser) -> None:
     for key, callback in CALLBACKS.items():
         parser.add_lightning_class_args(callback, key)
     parser.add_argument(
+        "--ema.decay",
+        type=float | None,
+        default=None,
+        help="Share of the weights' exponential average that a step leaves as it was, in (0, 1), such as 0.999. The "
+        "average is evaluated and saved. null: none.",
+    )
+    parser.add_argument(
         "--run",
         type=str | None,
         default=None,
@@ -42,8 +49,15 @@ def add_keys(parser: LightningArgumentParser) -> None:
         "--weights",
         type=str | None,
         default=None,
-        help="A checkpoint whose weights `fit` starts from, where names and shapes are the same; optimizer, "
+        help="A checkpoint whose weights a run starts from, where names and shapes are the same; optimizer, "
         "schedule and steps start anew. To continue a run use `--ckpt_path`, which wins.",
+    )
+    parser.add_argument(
+        "--trust_config",
+        type=bool,
+        default=False,
+        help="Whether a config that lies beside a checkpoint, rather than being typed, may name classes of others and "
+        "places outside of its folder. Only what is typed counts.",
     )
     parser.add_argument(
         "--test_after_fit", type=bool, default=True, help="Whether `fit` ends by testing the best checkpoint."

@@ -2,8 +2,10 @@
 
 import logging
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 # Each is written with `info`. Warnings never are, nor is why a run has stopped early.
 NOISE = re.compile(
@@ -27,11 +29,17 @@ def quiet() -> Iterator[None]:
     def is_news(record: logging.LogRecord) -> bool:
         return record.levelno > logging.INFO or NOISE.search(record.getMessage()) is None
 
+    def tell(args: Any) -> None:
+        if type(args.thread).__name__ != "_AsyncWriterThread":  # TensorBoard's: the next write raises its error again
+            hook(args)
+
+    hook, threading.excepthook = threading.excepthook, tell
     loggers = [logging.getLogger(name) for name in LOGGERS]
     for logger in loggers:
         logger.addFilter(is_news)
     try:
         yield
     finally:
+        threading.excepthook = hook
         for logger in loggers:
             logger.removeFilter(is_news)

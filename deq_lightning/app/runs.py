@@ -1,26 +1,118 @@
 """A run on disk: its folder and its config."""
 
-from collections.abc import Sequence
+import os
+import time
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import yaml
 from jsonargparse import Namespace
 from pytorch_lightning.cli import LightningArgumentParser, SaveConfigCallback
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from deq_lightning.app.checkpoints import read_checkpoint
 from deq_lightning.app.messages import UsageError
+from deq_lightning.files import StorageError, not_written, replacing
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 CONFIG = "config.yaml"
 say = rank_zero_only(print)
 
 
-def free_folder(parent: Path, name: str) -> Path:
-    """Return `parent/name`, or `parent/name-2` and so on: a new run never touches an old one."""
-    candidates = (parent / (name if number == 1 else f"{name}-{number}") for number in count(1))
-    return next(folder for folder in candidates if not folder.exists())
+def claim_folder(parent: Path, name: str, writes: bool = True) -> tuple[Path, list[Path]]:
+    """Make `parent/name`, or `parent/name-2` and so on: a new run never touches another one.
+
+    Of several processes that work on one run the first makes it, if the run `writes` at all; the others return what it
+    may be called.
+
+    Returns:
+        The folder, and it with those above it that were not there, the innermost first.
+
+    Raises:
+        UsageError: if the name leads out of `parent`.
+        StorageError: if no folder can be made there.
+    """
+    inside = inside_of(parent, name)
+    above = [path for path in (parent / inside).parents if not path.exists()]
+    for number in count(1):
+        folder = parent / (inside if number == 1 else f"{inside}-{number}")
+        if not (writes and is_first()):
+            return folder, []
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir()
+            return folder, [folder, *above]
+        except FileExistsError:
+            if not folder.exists():  # a file stands where a folder above it should be
+                raise UsageError(f"`{folder.parent}` must be a folder, and is a file. Type another `--run`.") from None
+        except OSError as error:
+            raise StorageError(not_written(error, folder)) from error
+    raise AssertionError
+
+
+def inside_of(parent: Path, name: str) -> str:
+    """Return the name of a folder in `parent` without detours.
+
+    Raises:
+        UsageError: if it leads out of `parent`.
+    """
+    inside = os.path.relpath(os.path.join(parent, name), parent)
+    if inside.split(os.sep)[0] in (os.curdir, os.pardir) or os.path.isabs(name):
+        raise UsageError(
+            f"`--run` must be a name of a folder in `{parent}`, got {name}. Leave out what leads elsewhere."
+        )
+    return inside
+
+
+def is_first() -> bool:
+    """Say whether this is the first of the processes that work on one run, or the only one."""
+    return getattr(rank_zero_only, "rank", None) in (0, None)
+
+
+class Lock:
+    """Keeps other processes out of a folder for as long as this process lives.
+
+    Where the file system has no locks, it keeps nobody out.
+
+    Args:
+        folder: exists.
+        patience: seconds to wait for one that has just been killed, and whose children go later.
+
+    Raises:
+        UsageError: if another process keeps it.
+    """
+
+    def __init__(self, folder: Path, patience: float = 15.0) -> None:
+        self.handle: int | None = None
+        if fcntl is None or not is_first():
+            return
+        until = time.monotonic() + patience
+        with suppress(OSError):
+            self.handle = os.open(folder, os.O_RDONLY)
+            while not self._take(self.handle):
+                if time.monotonic() > until:
+                    self.release()
+                    raise UsageError(f"another process is at work in `{folder}`. Wait for it, or type another `--run`.")
+                time.sleep(0.1)
+
+    def _take(self, handle: int) -> bool:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def release(self) -> None:
+        """Let others in."""
+        if self.handle is not None:
+            os.close(self.handle)
+            self.handle = None
 
 
 def from_here(path: str | Path) -> str:
@@ -29,42 +121,21 @@ def from_here(path: str | Path) -> str:
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
+def record_of(folder: Path) -> dict[str, Any]:
+    """Return the config that was saved in a run's folder; empty if there is none."""
+    try:
+        record = yaml.safe_load((folder / CONFIG).read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
 def run_name(config: Namespace) -> str:
     """Return the name of the first config, or of model and gradient where there is none."""
     if config.get("config"):
         return Path(str(config.config[0])).stem
     names = (config.model.init_args.net.class_path, config.gradient.class_path)
     return "_".join(name.rsplit(".", 1)[-1].lower() for name in names)
-
-
-def with_own_config(args: Sequence[str]) -> list[str]:
-    """Let `--ckpt_path X` without `--config` mean the config that X was trained with, which lies beside it.
-
-    Whatever else is typed still wins, because it stands after the config.
-
-    Raises:
-        UsageError: if there is no such checkpoint or no config beside it.
-    """
-    args = list(args)
-    checkpoint = _option(args, "--ckpt_path")
-    if checkpoint is None or any(arg.split("=")[0] in ("-c", "--config") for arg in args):
-        return args
-    read_checkpoint(checkpoint)
-    config = Path(checkpoint).with_name(CONFIG)
-    if not config.is_file():
-        raise UsageError(
-            f"`{checkpoint}` has no {CONFIG} beside it. Type the config it was trained with: `--config NAME`."
-        )
-    return [*args[:1], f"--config={config}", *args[1:]]
-
-
-def _option(args: Sequence[str], name: str) -> str | None:
-    for arg, following in zip(args, [*args[1:], None], strict=False):
-        if arg == name:
-            return following
-        if arg.startswith(f"{name}="):
-            return arg.removeprefix(f"{name}=")
-    return None
 
 
 class SaveConfig(SaveConfigCallback):
@@ -106,6 +177,6 @@ class SaveConfig(SaveConfigCallback):
         """Write the config into the run's folder."""
         del trainer, pl_module, stage
         if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
             # By position: the third argument, whether to leave out None, has another name in every other release.
-            (self.folder / CONFIG).write_text(self.parser.dump(self.config, "yaml", False))
+            with replacing(self.folder / CONFIG, "w") as file:
+                file.write(self.parser.dump(self.config, "yaml", False))

@@ -1,5 +1,6 @@
 """Which figure of the validation selects the best checkpoint."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytorch_lightning as pl
@@ -24,8 +25,34 @@ def select_by_task(best_checkpoint: Namespace, typed: Namespace | None, task: Im
     given = typed or Namespace()
     if given.get("monitor") is None:
         best_checkpoint.monitor = task.monitor
-    if given.get("mode") is None:
+    if given.get("monitor") is None or given.get("mode") is None:  # a mode alone is the default that a run has saved
         best_checkpoint.mode = task.mode_of(best_checkpoint.monitor)
+
+
+def name_several(config: Namespace, keys: Iterable[str]) -> None:
+    """Give the files of several best checkpoints a name each, by epoch, step and figure.
+
+    Args:
+        config: the settings, with every default; changed.
+        keys: of the checkpoints.
+
+    Raises:
+        UsageError: if two of them would be one file.
+    """
+    files = [(config[key].dirpath, config[key].filename) for key in keys]
+    if len(set(files)) < len(files):
+        raise UsageError(
+            f"the checkpoints must have a file each, got `{files[0][1]}` for all. Type another `filename`."
+        )
+    for key in keys:
+        own = config[key]
+        if own.save_top_k not in (0, 1) and "{" not in str(own.filename):
+            own.filename = f"{own.filename}-{{epoch}}-{{step}}{_figure(own.monitor)}"
+
+
+def _figure(monitor: str | None) -> str:
+    """Return what stands for a figure in the name of a file."""
+    return "" if monitor is None or "/" in monitor else f"-{{{monitor}:.4g}}"
 
 
 class Selection(Callback):
@@ -53,6 +80,8 @@ class Selection(Callback):
                 f"`--best_checkpoint.monitor` must be a figure of the validation, got {self.best.monitor}. "
                 f"There is {', '.join(known) or 'none: log one in `validation_step`'}."
             )
+        if self.best.filename is not None:
+            self.best.filename = self.best.filename.replace(_figure(self.best.monitor), _figure(known[0]))
         self.best.monitor, self.best.mode = known[0], pl_module.mode_of(known[0])
         self.best.kth_value = torch.tensor(torch.inf if self.best.mode == "min" else -torch.inf)
         say(f"best checkpoint: by the {'lowest' if self.best.mode == 'min' else 'highest'} {known[0]}")

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import signal
 import threading
 import time
@@ -13,15 +14,17 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+from deq_lightning.app.found import command_for
 from deq_lightning.app.quiet import quiet
-from deq_lightning.app.runs import CONFIG, from_here, say
+from deq_lightning.app.runs import Lock, from_here, is_first, say
 from deq_lightning.callbacks import DivergenceGuard
+from deq_lightning.data import DataError
+from deq_lightning.files import StorageError, not_written, remove_drafts
 
 Main = TypeVar("Main", bound=Callable[..., Any])
-OWN = {CONFIG, "healthy.ckpt", "hparams.yaml"}  # what a run may write before its first step, beside its curves
 
 
 class Interrupted(SystemExit):
@@ -32,30 +35,46 @@ class Interrupted(SystemExit):
         self.checkpoint = checkpoint
 
 
+class Stop(Callback):
+    """Ends a prediction after SIGTERM; Lightning's own loops look for it in training and evaluation alone."""
+
+    def on_predict_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        """Stop between two batches."""
+        del args
+        if trainer.received_sigterm:
+            raise SIGTERMException
+
+
 class Footprint:
     """What a fit writes into its folder. Make it before the run writes anything.
 
     Args:
-        folder: the run's folder, which may exist.
+        folder: the run's folder.
         step: with which the run goes on; 0 for a new one.
+        missing: the folder and those above it that there were not before, the innermost first.
     """
 
-    def __init__(self, folder: Path, step: int = 0) -> None:
+    def __init__(self, folder: Path, step: int = 0, missing: Sequence[Path] = ()) -> None:
         self.folder = folder
         self.step = step
-        self.missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        self.missing = missing
+        self.lock = Lock(folder)
+        if is_first():
+            remove_drafts(folder)
         self.before = set(folder.glob("*"))
         self.began = time.time()
 
+    def release(self) -> None:
+        """Let other processes into the folder."""
+        self.lock.release()
+
     def remove(self) -> None:
         """Delete what this process has written, and its folders where they are empty."""
-        files = set(self.folder.glob("*")) - self.before
-        curves = {path for path in files if path.match(f"events.out.tfevents.*.{os.getpid()}.*")}
-        others = files - curves
-        if self.folder in self.missing and {path.name for path in others} <= OWN:  # else of a process beside this one
-            curves |= others
-        for path in curves:
-            path.unlink(missing_ok=True)
+        if self.folder in self.missing:  # nobody else writes there
+            shutil.rmtree(self.folder, ignore_errors=True)
+        for path in self.folder.glob(f"events.out.tfevents.*.{os.getpid()}.*"):
+            if path not in self.before:
+                path.unlink(missing_ok=True)
         for path in self.missing:
             with suppress(OSError):  # there is something in it, or it never came to be
                 path.rmdir()
@@ -67,33 +86,40 @@ class Footprint:
 
 
 @contextmanager
-def stoppable(
-    trainer: pl.Trainer, footprint: Footprint | None, last: ModelCheckpoint, guard: DivergenceGuard
-) -> Iterator[None]:
-    """Delete what a fit wrote that ends before its first step, and turn every interruption into `Interrupted`.
+def stoppable(footprint: Footprint | None, last: ModelCheckpoint, guard: DivergenceGuard) -> Iterator[None]:
+    """Turn every interruption into `Interrupted`, and whatever cannot be written into a `StorageError`.
 
     Args:
-        trainer: runs it.
         footprint: of the fit; None for everything else.
         last: writes the last checkpoint.
         guard: writes the healthy ones.
 
     Raises:
         Interrupted: after Ctrl-C or SIGTERM.
+        StorageError: if the disk is full or the like; names the last whole checkpoint.
     """
     try:
         yield
     except BaseException as error:
-        if footprint is not None and trainer.is_global_zero and trainer.global_step in (0, footprint.step):
-            footprint.remove()
         number = _signal_of(error)
-        if number is None:
+        storage = isinstance(error, OSError | StorageError) and not isinstance(error, DataError)
+        if number is None and (footprint is None or not storage):
             raise
         healthy = guard.saved[0] if guard.saved and guard.saved[1] > 0 else None  # before a step it is of no use
         # Where the test has begun, it has restored the callbacks as they were with the best checkpoint.
         file = Path(last.dirpath or "") / f"{last.filename}.ckpt"
         newest = footprint.newest(last.best_model_path, file, healthy) if footprint is not None else None
-        raise Interrupted(number, newest) from None
+        if number is not None:
+            raise Interrupted(number, newest) from None
+        reason = not_written(error) if isinstance(error, OSError) else str(error)
+        raise StorageError(f"{reason} {_whole(newest or file)}") from error
+
+
+def _whole(checkpoint: Path) -> str:
+    """Say where to go on after something could not be written."""
+    if not zipfile.is_zipfile(checkpoint):
+        return "There is no checkpoint of this run."
+    return f"The last whole checkpoint is {from_here(checkpoint)}. To go on: {command_for('fit', checkpoint)}"
 
 
 def _signal_of(error: BaseException) -> signal.Signals | None:
@@ -128,12 +154,11 @@ def interruptible(main: Main) -> Main:
 
 def _way_on(args: list[str], checkpoint: Path | None) -> Iterator[str]:
     """Yield the line that says how to go on, where there is something to go on with."""
-    program = "continue: python -m deq_lightning"
     continued = any(arg.split("=")[0] == "--ckpt_path" for arg in args)
     if args[:1] == ["cross_validate"] or (args[:1] == ["fit"] and checkpoint is None and continued):
-        yield f"{program} {shlex.join(args)}"
+        yield f"continue: python -m deq_lightning {shlex.join(args)}"
     elif checkpoint is not None:
-        yield f"{program} fit --ckpt_path {shlex.quote(from_here(checkpoint))}"
+        yield f"continue: {command_for('fit', checkpoint)}"
     elif args[:1] == ["fit"]:
         yield "stopped before the first checkpoint: there is nothing to continue yet"
 

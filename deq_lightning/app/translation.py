@@ -92,6 +92,7 @@ PARTS = {  # what the library calls them, and the keys of the command line
     "task": "model",
     "net": "model.net",
     "optimizer": "model.optimizer",
+    "lr_scheduler": "model.lr_scheduler",
     "solver": "model.net.solver",
     "data": "data",
     "gradient": "gradient",

@@ -205,7 +205,8 @@ def test_predict_writes_a_row_per_sample(run: Path) -> None:
 
 
 def test_what_is_typed_beats_the_checkpoint(run: Path) -> None:
-    cli = main(["fit", "--ckpt_path", str(run / "last.ckpt"), "--gradient", "JFB", "--trainer.max_epochs", "2"])
+    more = ["--gradient", "JFB", "--trainer.max_epochs", "2", "--test_after_fit", "false"]
+    cli = main(["fit", "--ckpt_path", str(run / "last.ckpt"), *more])
     assert isinstance(cli.model.net.gradient, JFB)
     assert cli.trainer.current_epoch == 2
     assert cli.model.net.gradient.step == cli.trainer.global_step == 4

@@ -74,9 +74,12 @@ def test_the_table_of_the_model_is_printed_on_request(
 def test_warnings_and_reasons_to_stop_stay(
     folder: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    with pytest.warns(UserWarning, match="number of training batches .4. is smaller than the logging interval"):
-        text = printed(["fit", *SHORT, "--trainer.max_time", "00:00:00:00"], capsys, caplog)
-    assert "Time limit reached" in text
+    with (
+        pytest.warns(UserWarning, match="number of training batches .4. is smaller than the logging interval"),
+        pytest.raises(SystemExit, match="1"),
+    ):
+        printed(["fit", *SHORT, "--trainer.max_time", "00:00:00:00"], capsys, caplog)
+    assert "Time limit reached" in caplog.text
 
 
 def test_lightning_is_as_loud_as_ever_outside(

@@ -1,0 +1,35 @@
+"""The begin of a run: its folder, and what is written there."""
+
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+
+from deq_lightning.app.keys import CHECKPOINTS
+from deq_lightning.app.runs import claim_folder, run_name
+from deq_lightning.app.stops import Footprint
+
+
+def begin(config: Namespace, checkpoint: dict[str, Any] | None, old: Path | None) -> Footprint:
+    """Choose the folder of a fit, make it if it is a new one, and send the curves there.
+
+    Args:
+        config: of the fit; changed.
+        checkpoint: with which a run goes on. None: it begins.
+        old: the folder of that checkpoint, in which the run goes on unless another name is typed.
+    """
+    folder, made = old, list[Path]()
+    if folder is None or config.run is not None:
+        parent, writes = Path(config.trainer.default_root_dir or "checkpoints"), not config.trainer.fast_dev_run
+        folder, made = claim_folder(parent, config.run or run_name(config), writes)
+    if config.trainer.logger is None:
+        place = Namespace(save_dir=str(folder), name="", version="")
+        config.trainer.logger = Namespace(class_path="pytorch_lightning.loggers.TensorBoardLogger", init_args=place)
+    return Footprint(folder, (checkpoint or {}).get("global_step", 0), made)
+
+
+def write_to(folder: Path, config: Namespace) -> None:
+    """Let predictions and checkpoints go to a folder, unless other ones were typed."""
+    config.predictions.path = config.predictions.path or str(folder / "predictions.csv")
+    for key in (*CHECKPOINTS, "guard"):
+        config[key].dirpath = config[key].dirpath or str(folder)
