@@ -14,11 +14,11 @@ from torch import nn
 from deq_lightning.app.messages import UsageError
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Load a checkpoint as plain data; nothing in the file is ever executed.
+def read_plain(path: str | Path) -> Any:
+    """Load a file that PyTorch has saved as plain data; nothing in it is ever executed.
 
     Raises:
-        UsageError: if the file is missing, truncated, not a checkpoint, or holds more than plain data.
+        UsageError: if the file is missing, truncated, of another kind, or holds more than plain data.
     """
     path = Path(path)
     if not path.is_file():
@@ -27,7 +27,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"there is no checkpoint `{path}`. " + (f"There is {others}." if others else "Check the path.")
         )
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if not path.read_bytes().startswith(b"PK"):
             raise UsageError(
@@ -39,6 +39,15 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         ) from error
     except Exception as error:  # whatever reading a damaged archive may raise
         raise UsageError(f"`{path}` is damaged or not a checkpoint. Use another one of that run.") from error
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Load a checkpoint as plain data; nothing in the file is ever executed.
+
+    Raises:
+        UsageError: if the file is missing, truncated, not a checkpoint, or holds more than plain data.
+    """
+    checkpoint = read_plain(path)
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), Mapping):
         raise UsageError(f"`{path}` is not a checkpoint of this program: it has no `state_dict`.")
     for name, value in checkpoint["state_dict"].items():
@@ -115,13 +124,46 @@ def check_fits(module: nn.Module, checkpoint: Mapping[str, Any], path: str | Pat
         )
 
 
+def read_state(path: str | Path) -> Mapping[str, torch.Tensor]:
+    """Return the tensors of a checkpoint, or of a bare `state_dict` that was saved elsewhere.
+
+    Raises:
+        UsageError: if the file is neither.
+    """
+    found = read_plain(path)
+    if isinstance(found, Mapping) and found and all(isinstance(value, torch.Tensor) for value in found.values()):
+        return found
+    return read_checkpoint(path)["state_dict"]
+
+
+def _as_named(saved: Mapping[str, torch.Tensor], own: Mapping[str, Any]) -> Mapping[str, torch.Tensor]:
+    """Return the tensors by the module's names: those of its network alone, or of a wrapper, have another prefix."""
+
+    def renamed(prefix: str, by: str) -> dict[str, torch.Tensor]:
+        return {by + name.removeprefix(prefix): value for name, value in saved.items() if name.startswith(prefix)}
+
+    candidates = [saved, *(renamed(*pair) for pair in PREFIXES)]
+    return max(candidates, key=lambda one: sum(own[name].shape == one[name].shape for name in own.keys() & one.keys()))
+
+
+PREFIXES = [
+    ("", "net."),
+    ("module.", ""),
+    ("module.", "net."),
+    ("model.", ""),
+    ("model.", "net."),
+    ("_orig_mod.", "net."),
+]
+
+
 def load_weights(module: nn.Module, path: str | Path) -> str:
     """Give the module the tensors of a checkpoint that have the name and shape of its own, and say which it has not.
 
     Raises:
         UsageError: if the file is not a checkpoint, or no tensor fits.
     """
-    saved, own = read_checkpoint(path)["state_dict"], module.state_dict()
+    own = module.state_dict()
+    saved = _as_named(read_state(path), own)
     fitting = {name: saved[name] for name, tensor in own.items() if name in saved and saved[name].shape == tensor.shape}
     if not fitting:
         raise UsageError(f"no tensor of `{path}` has the name and shape of one of this model.")

@@ -1,5 +1,6 @@
 """LightningCLI as this program has it: what is parsed, built and run."""
 
+import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytorch_lightning as pl
 from jsonargparse import Namespace
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
-from deq_lightning.app.beginning import begin, write_to
+from deq_lightning.app.beginning import begin, with_logger_folder, write_to
 from deq_lightning.app.checkpoints import check_fits, load_weights, read_checkpoint, restoring
 from deq_lightning.app.configs import ConfigByName
 from deq_lightning.app.continuing import check_continues, check_optimizer, go_on_with, other_splits
@@ -47,7 +48,7 @@ class DEQCLI(LightningCLI):
     notes: Sequence[str] = ()
 
     def __init__(self, args: Sequence[str], run: bool) -> None:
-        self.first = next(iter(args), None)
+        self.first, self.runs = next(iter(args), None), run
         with self._nothing_left():
             self._parse_build_run(args, run)
 
@@ -105,6 +106,9 @@ class DEQCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the keys beside Lightning's own."""
         add_keys(parser)
+        if not self.runs:  # so that the config of a run can be built from
+            for name in ("ckpt_path", "weights_only"):
+                parser.add_argument(f"--{name}", default=None, help=argparse.SUPPRESS)
 
     def _parse_ckpt_path(self) -> None:
         """Leave Lightning's merge out: it would let the checkpoint's hyper-parameters beat the command line."""
@@ -113,6 +117,7 @@ class DEQCLI(LightningCLI):
         """Parse, and keep what was typed or read from a config; the data may decide the rest."""
         names = {arg.split("=")[0] for arg in args}
         complete = names & {"-c", "--config"} or {"--model", "--data"} <= names
+        args = with_logger_folder(args)
         self.args, self.printing = args, bool(complete) and "--print_config" in names
         if self.printing:  # once the data has been asked
             args = [arg for arg in args if not arg.startswith("--print_config")]
@@ -166,7 +171,7 @@ class DEQCLI(LightningCLI):
 
     def _begin_run(self, config: Namespace) -> None:
         """Choose the folder of the run and send its curves there."""
-        typed = Namespace({**vars(config.clone()), "ckpt_path": None, "run": None, "trust_config": False})
+        typed = Namespace({**vars(config.clone()), "ckpt_path": None, "name": None, "trust_config": False})
         old, self.footprint = self.folder, begin(config, self.checkpoint, self.folder)
         self.folder = self.footprint.folder
         if self.checkpoint is not None and old is not None:

@@ -1,5 +1,6 @@
 """The command line on arguments that begin with a subcommand, and the ways in which it ends."""
 
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -43,6 +44,7 @@ def execute(args: Sequence[str], run: bool = True) -> DEQCLI:
     """Run the command line without handling interruptions; cross-validation calls it for every fold."""
     for message in QUIET:
         warnings.filterwarnings("ignore", message=message)
+    args = [re.sub("^--run(?=$|=)", "--name", arg) for arg in args]  # as it was called in version 0.1.0
     load_named(_texts(args))
     try:
         if run and args[0] == "cross_validate":
@@ -56,6 +58,10 @@ def execute(args: Sequence[str], run: bool = True) -> DEQCLI:
         raise _ended(with_flags(error), 1) from error  # on any process: it need not be the first one's
     except OSError as error:
         raise _ended(not_written(error), 1) from error
+    except RuntimeError as error:
+        if not str(error).startswith("Early stopping conditioned on metric"):
+            raise
+        raise _ended(f"`EarlyStopping`: {error}.", 2) from error
 
 
 def _ended(reason: str, status: int, tell: Callable[..., None] = print) -> SystemExit:

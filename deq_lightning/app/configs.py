@@ -1,5 +1,6 @@
 """Configs found by name."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,11 @@ class ConfigByName(ActionConfigFile):
             found = find_config(values)
         except UsageError as error:
             parser.error(str(error), error)
-        load_named([found.read_text()])
-        super().__call__(parser, cfg, str(found), option_string)
+        text = found.read_text()
+        load_named([text])
+        renamed = re.sub(r"(?m)^run:", "name:", text)  # as a run's name was called, in what version 0.1.0 has saved
+        super().__call__(parser, cfg, str(found) if renamed == text else renamed, option_string)
+        cfg[self.dest][-1] = str(found)  # a new run is named after it
 
 
 def find_config(name: str) -> Path:

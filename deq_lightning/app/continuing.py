@@ -8,6 +8,7 @@ import torch
 from jsonargparse import Namespace
 from torch import nn
 
+from deq_lightning.app.fitting import callbacks_of
 from deq_lightning.app.messages import UsageError
 from deq_lightning.tasks import ImplicitTask
 
@@ -81,7 +82,7 @@ def go_on_with(
         given = typed.get(f"model.init_args.{part}.init_args")
         if own is not None and given is not None:
             lines += list(_overrule(own.init_args, vars(given), states[part], f"--model.{part}"))
-    for callback in config.trainer.callbacks or []:
+    for callback in callbacks_of(config.trainer):
         name = str(callback.class_path).rsplit(".", 1)[-1]
         state = next((state for key, state in checkpoint["callbacks"].items() if str(key).startswith(name)), None)
         if isinstance(state, Mapping) and callback.get("init_args"):

@@ -49,7 +49,7 @@ def cross_validate(args: Sequence[str], main: Main) -> Any:
     data.setup("fit")
 
     parent = Path(cli.config.trainer.default_root_dir or "checkpoints")
-    name = options.run or run_name(cli.config) + ("_folds_selected_on_test" if data.validate_on_test else "_folds")
+    name = options.name or run_name(cli.config) + ("_folds_selected_on_test" if data.validate_on_test else "_folds")
     name = inside_of(parent, name)
     rest += ["--data.validate_on_test", str(data.validate_on_test).lower(), "--test_after_fit", "true"]
     results = _results_so_far(parent / name / RESULTS, cli)
@@ -102,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
         help="Select each fold's epoch by its test accuracy, after training on all other folds, as published results "
         "were (`--data.validate_on_test true`); not for results of your own.",
     )
-    parser.add_argument("--run", help="Name of the folder. By default that of the config with `_folds` after it.")
+    parser.add_argument("--name", help="Name of the folder. By default that of the config with `_folds` after it.")
     return parser
 
 
@@ -135,11 +135,11 @@ def _results_so_far(path: Path, cli: Any) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(path.read_text())
         theirs = {"protocol": found["protocol"], **found["settings"]}
     except (ValueError, LookupError, TypeError) as error:
-        raise UsageError(f"`{path}` is damaged. Move it away, or type `--run NAME` for new folds.") from error
+        raise UsageError(f"`{path}` is damaged. Move it away, or type `--name NAME` for new folds.") from error
     difference = _difference(theirs, {"protocol": protocol, **new["settings"]})
     if difference:
         raise UsageError(
-            f"`{path.parent}` holds the folds of other settings: {difference}. Type `--run NAME` for new ones."
+            f"`{path.parent}` holds the folds of other settings: {difference}. Type `--name NAME` for new ones."
         )
     return found
 
@@ -185,7 +185,7 @@ def _place(parent: Path, name: str, last: str) -> list[str]:
         return ["--ckpt_path", str(own / last)]
     if not any(own.glob("*.ckpt")):
         rank_zero_only(shutil.rmtree)(own, ignore_errors=True)  # of a run that did not come to its first checkpoint
-    return ["--run", name]
+    return ["--name", name]
 
 
 def _run(main: Main, arguments: list[str]) -> dict[str, Any]:

@@ -70,12 +70,23 @@ def follow_seed(config: Namespace, typed: Namespace) -> None:
         own["seed"] = seed
 
 
+def callbacks_of(trainer: Namespace) -> list[Namespace]:
+    """Return the settings of the callbacks that were typed: none, one or several."""
+    typed = trainer.get("callbacks") or []
+    return [typed] if isinstance(typed, Namespace) else typed
+
+
 def check_trainer(trainer: Namespace) -> None:
     """Refuse what Lightning's Trainer takes and then trains nothing with, or something else.
 
     Raises:
         UsageError: if there is such a setting.
     """
+    if any(str(one.class_path).endswith("LearningRateFinder") for one in callbacks_of(trainer)):
+        raise UsageError(
+            "`LearningRateFinder` needs a model with an attribute `lr`; here the optimizer has it. Type "
+            "`--model.optimizer.lr` with values of your own in its place."
+        )
     for name in ("max_epochs", "max_steps", "limit_train_batches"):
         if trainer.get(name) == 0:
             raise UsageError(f"`--trainer.{name}` must not be 0: nothing would be trained. Leave it out.")

@@ -1,6 +1,7 @@
 """The config that lies beside a checkpoint: found rather than typed, and so not trusted."""
 
 import os
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,14 +11,15 @@ import yaml
 
 from deq_lightning.app.checkpoints import read_checkpoint
 from deq_lightning.app.messages import UsageError
-from deq_lightning.app.runs import CONFIG, from_here, record_of
+from deq_lightning.app.runs import CONFIG, from_here, record_of, say
 from deq_lightning.trust import foreign_names, unfolded
 
 USED = {"model", "data", "gradient", "seed_everything"}  # what a checkpoint needs to be evaluated
 CONTINUED = USED | {
     *("trainer", "best_checkpoint", "last_checkpoint", "monitor", "guard", "predictions", "ema", "test_after_fit"),
 }
-FORGOTTEN = {"run", "weights", "ckpt_path", "weights_only", "config", "trust_config"}
+FORGOTTEN = {"name", "run", "weights", "ckpt_path", "weights_only", "config", "trust_config"}
+RUN = "{run}"  # as a folder: that of the run
 FOLDERS = ("dirpath", "path", "dir", "root")  # how arguments end that name a place to write to
 
 
@@ -31,7 +33,7 @@ def with_own_config(args: Sequence[str]) -> list[str]:
         UsageError: if there is no such checkpoint or no config beside it, or that names classes of others or files
             outside of its folder, and `--trust_config true` is not typed.
     """
-    args = list(args)
+    args = _newest_named(list(args))
     checkpoint = option(args, "--ckpt_path")
     if checkpoint in (None, "null") or any(arg.split("=")[0] in ("-c", "--config") for arg in args):
         return args
@@ -43,6 +45,28 @@ def with_own_config(args: Sequence[str]) -> list[str]:
         )
     trusted = (option(args, "--trust_config") or "").lower() == "true"
     return [*args[:1], f"--config={found_config(path, args[0] == 'fit', trusted)}", *args[1:]]
+
+
+def _newest_named(args: list[str]) -> list[str]:
+    """Let `--ckpt_path last` and `best` mean those of the newest run, of the config that is typed if one is."""
+    wanted = option(args, "--ckpt_path")
+    if wanted not in ("last", "best") or Path(wanted).is_file():
+        return args
+    config, parent = option(args, "--config") or option(args, "-c"), option(args, "--trainer.default_root_dir")
+    names = "*" if config is None else f"{Path(config).stem}*"
+    numbered = re.compile(r".*" if config is None else rf"{re.escape(Path(config).stem)}(-\d+)?")
+    folder = Path(parent or "checkpoints")
+    found = [path for path in folder.glob(f"{names}/{wanted}.ckpt") if numbered.fullmatch(path.parent.name)]
+    if not found:
+        runs = "run" if config is None else f"run of `{Path(config).stem}`"
+        raise UsageError(f"there is no {runs} with a `{wanted}.ckpt` in `{folder}`. Type `--ckpt_path PATH`.")
+    newest = max(found, key=lambda path: path.stat().st_mtime)
+    say(f"--ckpt_path {wanted}: {newest}")
+    replaced = [f"--ckpt_path={newest}" if arg == f"--ckpt_path={wanted}" else arg for arg in args]
+    return [
+        str(newest) if (before, arg) == ("--ckpt_path", wanted) else arg
+        for before, arg in zip([None, *replaced], replaced, strict=False)
+    ]
 
 
 def option(args: Sequence[str], name: str) -> str | None:
@@ -137,6 +161,8 @@ def _places(settings: Any, key: str, folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def _leads_out(text: str, key: str, folder: Path) -> bool:
+    if text == RUN:
+        return False
     name = key.rsplit(".", 1)[-1]
     if name.endswith(FOLDERS) and name != "class_path":
         return not Path(text).expanduser().resolve().is_relative_to(folder)

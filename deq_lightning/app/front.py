@@ -1,6 +1,7 @@
 """Answer help, version and unknown subcommands at once; pass everything else to the command line."""
 
 import gc
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -63,6 +64,8 @@ def main(args: Sequence[str] | None = None, run: bool = True) -> "DEQCLI":
             with 130, after SIGTERM with 143, and the command that continues the run.
     """
     own_process, args = args is None, list(sys.argv[1:] if args is None else args)
+    if own_process and os.getcwd() not in sys.path:  # classes in the current folder, as with `python -m`
+        sys.path.insert(0, os.getcwd())
     if run:
         _answer(args)
     try:
@@ -72,6 +75,11 @@ def main(args: Sequence[str] | None = None, run: bool = True) -> "DEQCLI":
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     return command(args, run)
+
+
+def script() -> None:
+    """Run the command line as the console script, whose exit status would be what `main` returns."""
+    main()
 
 
 @contextmanager

@@ -39,7 +39,7 @@ def add_keys(parser: LightningArgumentParser) -> None:
         "average is evaluated and saved. null: none.",
     )
     parser.add_argument(
-        "--run",
+        "--name",
         type=str | None,
         default=None,
         help="Name of the run, and of its folder under `checkpoints`. null: the name of the config. A name that is "

@@ -50,7 +50,7 @@ def claim_folder(parent: Path, name: str, writes: bool = True) -> tuple[Path, li
             return folder, [folder, *above]
         except FileExistsError:
             if not folder.exists():  # a file stands where a folder above it should be
-                raise UsageError(f"`{folder.parent}` must be a folder, and is a file. Type another `--run`.") from None
+                raise UsageError(f"`{folder.parent}` must be a folder, and is a file. Type another `--name`.") from None
         except OSError as error:
             raise StorageError(not_written(error, folder)) from error
     raise AssertionError
@@ -65,7 +65,7 @@ def inside_of(parent: Path, name: str) -> str:
     inside = os.path.relpath(os.path.join(parent, name), parent)
     if inside.split(os.sep)[0] in (os.curdir, os.pardir) or os.path.isabs(name):
         raise UsageError(
-            f"`--run` must be a name of a folder in `{parent}`, got {name}. Leave out what leads elsewhere."
+            f"`--name` must be a name of a folder in `{parent}`, got {name}. Leave out what leads elsewhere."
         )
     return inside
 
@@ -98,7 +98,9 @@ class Lock:
             while not self._take(self.handle):
                 if time.monotonic() > until:
                     self.release()
-                    raise UsageError(f"another process is at work in `{folder}`. Wait for it, or type another `--run`.")
+                    raise UsageError(
+                        f"another process is at work in `{folder}`. Wait for it, or type another `--name`."
+                    )
                 time.sleep(0.1)
 
     def _take(self, handle: int) -> bool:

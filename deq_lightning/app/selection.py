@@ -9,7 +9,7 @@ from jsonargparse import Namespace
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
 from deq_lightning.app.ending import is_of_the_method
-from deq_lightning.app.messages import UsageError
+from deq_lightning.app.messages import UsageError, suggest
 from deq_lightning.app.runs import say
 from deq_lightning.tasks import ImplicitTask
 
@@ -72,6 +72,12 @@ class Selection(Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Choose, or refuse what was typed."""
         figures = trainer.callback_metrics
+        for stopping in trainer.early_stopping_callbacks:
+            if stopping.monitor.startswith("val_") and stopping.monitor not in figures:
+                raise UsageError(
+                    f"`monitor` of `EarlyStopping` must be a figure that is logged, got {stopping.monitor}. "
+                    f"{suggest(stopping.monitor, sorted(name for name in figures if name.startswith('val_')))}"
+                )
         if self.best not in trainer.checkpoint_callbacks or self.best.monitor in figures:
             return
         known = [name for name in figures if name.startswith("val_") and not is_of_the_method(name)]

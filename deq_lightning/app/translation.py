@@ -24,7 +24,10 @@ def in_brief(message: str, families: Mapping[str, Sequence[type]], flags: Sequen
     flag = f"`--{'.'.join(keys)}`"
     if number := re.search(r"Expected a <class '(int|float)'>.*?(?:Got|Given) value: (\S+?)\.?(?:\s|$)", message, re.S):
         return f"{flag}: must be {NUMBERS[number[1]]}, got {number[2]}."
-    if found := re.search(r"Expected a dot import path string: (\S+)", message):
+    found = re.search(r"Expected a dot import path string: (\S+)", message)
+    if found and "Expected a <class 'float'>" in message:
+        return f"{flag}: must be a number (float), got {found[1]}."
+    if found:
         known = [one.__name__ for one in families.get(".".join(keys).rsplit(".", 1)[-1], ())]
         return f"{flag}: there is no class `{found[1]}`. {suggest(found[1], known)}"
     if found := re.search(r"Option '([^']+)' is not accepted|Key '([^']+)' is not expected", message):
@@ -34,7 +37,7 @@ def in_brief(message: str, families: Mapping[str, Sequence[type]], flags: Sequen
     if found := re.search(r"(?i)unrecognized arguments: --?([\w.]+)", message):
         return f"there is no `--{found[1]}`. {suggest(found[1].split('.')[0], flags)}"
     if found := re.search(r"arguments are required: (.*)|Key \"(.*)\" is required", message):
-        return _missing(found[1] or found[2], families)
+        return _missing(found[1] or found[2], keys, families)
     reasons = [line.strip().removeprefix("- ") for line in message.splitlines()]
     reasons = [reason for reason in reasons if reason and not reason.startswith(NOISE)]
     prefix = f"{flag}: " if keys else ""
@@ -44,11 +47,20 @@ def in_brief(message: str, families: Mapping[str, Sequence[type]], flags: Sequen
 NUMBERS = {"int": "a whole number (int)", "float": "a number (float)"}
 
 
-def _missing(name: str, families: Mapping[str, Sequence[type]]) -> str:
-    """Say what to type for an argument that is required."""
+def _missing(name: str, keys: Sequence[str], families: Mapping[str, Sequence[type]]) -> str:
+    """Say what to type for an argument that is required.
+
+    Args:
+        name: of the argument.
+        keys: that lead to the class that requires it.
+        families: key of a class on the command line, and the classes it may name.
+    """
     if name == "net":
         known = suggest("", [one.__name__ for one in families["net"]])
         return f"missing: `--model.net`. Type `--model.net NAME`. {known}"
+    if keys:
+        flag = ".".join((*keys, name))
+        return f"missing: `--{flag}`, which has no default. Type it."
     return f"missing: {name}. Type `--config NAME`. {suggest('', known_configs())}"
 
 

@@ -54,7 +54,7 @@ def test_every_fold_is_a_run_and_an_interruption_changes_nothing(
 ) -> None:
     """In the second epoch of the second fold; the run's name has a folder, and the last checkpoint any name."""
     command = [*COMMAND, "--trainer.max_epochs", "2", "--last_checkpoint.filename", "newest"]
-    main(["cross_validate", *command, "--run", "the/whole"])
+    main(["cross_validate", *command, "--name", "the/whole"])
     out = capsys.readouterr().out
     whole = results("the/whole")
     assert list(whole["folds"]) == ["0", "1"]
@@ -68,7 +68,7 @@ def test_every_fold_is_a_run_and_an_interruption_changes_nothing(
     for fold in range(2):
         assert f"fold: {fold}\n" in Path(f"checkpoints/the/whole/fold-{fold}/config.yaml").read_text()
 
-    command += ["--run", "the/parts"]
+    command += ["--name", "the/parts"]
     with monkeypatch.context() as patch, pytest.raises((KeyboardInterrupt, SystemExit)):
         interrupt(patch, fold=1, step=3)
         main(["cross_validate", *command])
@@ -100,12 +100,12 @@ def test_other_settings_do_not_continue(root: Path, capsys: pytest.CaptureFixtur
     """Neither typed ones nor those of a config that has changed since; in another order they are the same."""
     mine = Path("mine.yaml")
     mine.write_text("gradient:\n  class_path: UPG\n  init_args:\n    damping: 0.5\n")
-    command = ["cross_validate", *COMMAND, "--config", "mine.yaml", "--run", "mine"]
+    command = ["cross_validate", *COMMAND, "--config", "mine.yaml", "--name", "mine"]
     main(command)
     main(
         [
             "cross_validate",
-            "--run",
+            "--name",
             "mine",
             *reversed_options(COMMAND),
             "--config",
@@ -121,7 +121,7 @@ def test_other_settings_do_not_continue(root: Path, capsys: pytest.CaptureFixtur
         assert exit_.value.code == 2
         error = capsys.readouterr().err
         assert f"`checkpoints/mine` holds the folds of other settings: {message}" in error
-        assert "Type `--run NAME`" in error
+        assert "Type `--name NAME`" in error
     mine.write_text(mine.read_text().replace("0.5", "0.75"))
     with pytest.raises(SystemExit):
         main(command)

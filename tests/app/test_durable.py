@@ -255,7 +255,7 @@ def test_durable_best_after_a_run_was_moved(folder: Path, monkeypatch: pytest.Mo
 def test_durable_best_in_a_new_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     accuracy_is(monkeypatch, 0.9, 0.5)
     main(ONE)
-    main(["fit", "--ckpt_path", str(RUN / "last.ckpt"), "--trainer.max_epochs", "2", "--run", "new", *QUIET])
+    main(["fit", "--ckpt_path", str(RUN / "last.ckpt"), "--trainer.max_epochs", "2", "--name", "new", *QUIET])
     assert Path("checkpoints/new/best.ckpt").read_bytes() == (RUN / "best.ckpt").read_bytes()
     assert torch.load(RUN / "last.ckpt", weights_only=True)["epoch"] == 0  # the old run stays as it was
 
@@ -302,7 +302,7 @@ def test_durable_seeds_are_those_of_the_data_too(folder: Path, capsys: pytest.Ca
         (["--seed_everything", "3", "--data.seed", "5"], 5, ", seed 3, data seed 5\n"),
     ):
         capsys.readouterr()
-        cli = main([*ONE, *typed, "--run", f"seed-{seed}"])
+        cli = main([*ONE, *typed, "--name", f"seed-{seed}"])
         assert cli.datamodule.seed == seed
         assert line in capsys.readouterr().out
         saved = yaml.safe_load(Path(f"checkpoints/seed-{seed}/config.yaml").read_text())

@@ -43,8 +43,8 @@ def test_durable_the_line_at_the_end_is_what_test_says(
 
 def test_durable_two_and_one_epochs_equal_three(folder: Path) -> None:
     fit = [*FIT, "--ema.decay", "0.7", "--test_after_fit", "false"]
-    main([*fit, "--run", "whole", "--trainer.max_epochs", "3"])
-    main([*fit, "--run", "parts"])
+    main([*fit, "--name", "whole", "--trainer.max_epochs", "3"])
+    main([*fit, "--name", "parts"])
     torch.manual_seed(5)
     main(["fit", "--ckpt_path", "checkpoints/parts/last.ckpt", "--trainer.max_epochs", "3"])
     whole, parts = (torch.load(f"checkpoints/{run}/last.ckpt", weights_only=True) for run in ("whole", "parts"))

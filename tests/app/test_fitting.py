@@ -166,7 +166,7 @@ def own(*arguments: str) -> list[str]:
 
 
 def test_a_task_names_its_figure(folder: Path) -> None:
-    best = main(own("--run", "own")).config_init.fit.best_checkpoint
+    best = main(own("--name", "own")).config_init.fit.best_checkpoint
     assert (best.monitor, best.mode) == ("val_mse", "min")
     assert Path("checkpoints/own/best.ckpt").is_file()
 
@@ -180,13 +180,13 @@ class Undeclared(Regression):
 def test_a_task_that_names_no_figure_is_selected_by_what_it_logs(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main([word.replace("Regression", "Undeclared") for word in own("--run", "own")])
+    main([word.replace("Regression", "Undeclared") for word in own("--name", "own")])
     assert "best checkpoint: checkpoints/own/best.ckpt (val_mse " in capsys.readouterr().out
 
 
 def test_a_figure_that_nobody_logs_is_refused_before_training(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
-        main(own("--run", "own", "--best_checkpoint.monitor", "val_acc"))
+        main(own("--name", "own", "--best_checkpoint.monitor", "val_acc"))
     assert exit_.value.code == 2
     assert "must be a figure of the validation, got val_acc. There is val_mse." in capsys.readouterr().err
     assert not any(folder.iterdir())

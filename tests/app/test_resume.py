@@ -43,8 +43,8 @@ def last(run: str) -> dict[str, Any]:
 )
 def test_two_and_two_epochs_equal_four(options: list[str], folder: Path) -> None:
     fit = ["fit", *TINY, "--test_after_fit", "false", "--trainer.limit_train_batches", "4", *options]
-    main([*fit, "--run", "whole", "--trainer.max_epochs", "4"])
-    main([*fit, "--run", "parts", "--trainer.max_epochs", "2"])
+    main([*fit, "--name", "whole", "--trainer.max_epochs", "4"])
+    main([*fit, "--name", "parts", "--trainer.max_epochs", "2"])
     assert last("parts")["epoch"] == 1
     # a different random state, as in a new process
     torch.manual_seed(123)
@@ -58,7 +58,7 @@ def test_two_and_two_epochs_equal_four(options: list[str], folder: Path) -> None
 def test_cosine_to_end_resumes_and_ends_at_its_minimum(folder: Path) -> None:
     schedule = ["--model.lr_scheduler", "CosineToEnd", "--model.lr_scheduler.eta_min", "1e-5"]
     fit = ["fit", *TINY, "--test_after_fit", "false", "--trainer.limit_train_batches", "4", *schedule]
-    cli = main([*fit, "--run", "parts", "--trainer.max_epochs", "2"])
+    cli = main([*fit, "--name", "parts", "--trainer.max_epochs", "2"])
     assert cli.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-5)
     main(["fit", "--ckpt_path", "checkpoints/parts/last.ckpt", "--trainer.max_epochs", "3"])
     assert last("parts")["lr_schedulers"][0]["T_max"] == 12

@@ -258,7 +258,7 @@ def test_trust_in_hyper_parameters(stranger: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../x", "/x", "a/../../x", ".", "..", ""])
 def test_trust_keeps_runs_in_their_folder(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--config", "digits_upg", "--run", name]
+    arguments = ["--config", "digits_upg", "--name", name]
     if name:  # an empty name is none
-        assert "--run" in refused(["fit", *arguments], capsys)
+        assert "--name" in refused(["fit", *arguments], capsys)
         assert list(folder.iterdir()) == []

@@ -207,7 +207,7 @@ def test_the_exact_gradient_sees_along_whole_chains(folder: Path, length: int) -
     """By `chains_implicit` in 400 of its 2,000 epochs; two graph convolutions are right on 69 and 58 % of the nodes."""
     main(
         [
-            *("fit", "--config", "chains_implicit", *QUIET, "--data.length", str(length), "--run", "chains"),
+            *("fit", "--config", "chains_implicit", *QUIET, "--data.length", str(length), "--name", "chains"),
             *("--trainer.max_epochs", "400", "--trainer.check_val_every_n_epoch", "5"),
         ]
     )
@@ -365,8 +365,8 @@ def last(run: str) -> dict:
 def test_a_resumed_run_is_the_uninterrupted_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_tu(folder, monkeypatch)
     fit = ["fit", *TINY_TU, "--test_after_fit", "false"]
-    main([*fit, "--run", "whole"])
-    halfway = ["--run", "parts", "--trainer.max_epochs", "1", "--model.lr_scheduler.parts", "[0.5]"]
+    main([*fit, "--name", "whole"])
+    halfway = ["--name", "parts", "--trainer.max_epochs", "1", "--model.lr_scheduler.parts", "[0.5]"]
     main([*fit, *halfway])
     torch.manual_seed(7)
     main([*fit, "--ckpt_path", "checkpoints/parts/last.ckpt"])

@@ -383,7 +383,7 @@ SMALL = [
 def test_a_run_continues_in_the_middle_of_an_epoch_and_then_a_text(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["fit", *SMALL, "--last_checkpoint.every_n_train_steps", "4", "--run", "whole"]
+    command = ["fit", *SMALL, "--last_checkpoint.every_n_train_steps", "4", "--name", "whole"]
     whole = main(command)
     assert "best checkpoint: checkpoints/whole/best.ckpt (val_ppl " in capsys.readouterr().out
     path = "checkpoints/whole/last.ckpt"
@@ -415,7 +415,7 @@ def test_a_run_continues_in_the_middle_of_an_epoch_and_then_a_text(
 
 
 def test_a_refused_continuation_leaves_the_config(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["fit", *SMALL, "--last_checkpoint.every_n_train_steps", "4", "--run", "whole"])
+    main(["fit", *SMALL, "--last_checkpoint.every_n_train_steps", "4", "--name", "whole"])
     config, path = Path("checkpoints/whole/config.yaml"), "checkpoints/whole/last.ckpt"
     before = config.read_text()
     for refused in (["--data.batch_size", "8"], ["--data.vocab_size", "50"]):
