@@ -69,6 +69,16 @@ def test_the_python_blocks_run() -> None:
             assert (equilibrium.solution.residual < 1e-3).all()
 
 
+def test_the_model_runs_by_its_flags(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (block,) = [one for one in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL) if "class Tanh" in one]
+    (folder / "my_package.py").write_text(block)
+    monkeypatch.syspath_prepend(folder)
+    (flags,) = re.findall(r"`(--model.net my_package.Tanh [^`]*)`", README)
+    cli = main(["fit", *TINY[:2], *flags.split(), "--trainer.fast_dev_run", "true"])
+    assert type(cli.model.net).__name__ == "Tanh"
+    assert type(cli.model.net.solver).__name__ == "Anderson"
+
+
 def test_the_configs_listed_are_those_shipped() -> None:
     listed = re.search(r"\*\*Configs\*\*.*?\n(  \|.*?)- \*\*", README, flags=re.DOTALL)
     assert listed is not None

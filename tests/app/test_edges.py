@@ -31,8 +31,9 @@ def error(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 def mine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A network of the user's own, in the current folder, with an argument that has no default."""
     (folder / "mine.py").write_text(
-        "import torch\nfrom deq_lightning import MDEQ\n\n\nclass Net(MDEQ):\n"
-        "    def __init__(self, width: int, in_channels: int = 1):\n        super().__init__(in_channels, channels=(4,), groups=2, head_channels=(2,))\n"
+        "from deq_lightning import MDEQ\n\n\nclass Net(MDEQ):\n"
+        "    def __init__(self, width: int, in_channels: int = 1):\n"
+        "        super().__init__(in_channels, channels=(4,), groups=2, head_channels=(2,))\n"
     )
     monkeypatch.syspath_prepend(folder)
     yield "mine.Net"
