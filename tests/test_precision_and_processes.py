@@ -1,9 +1,5 @@
 """Half precision, scaled losses and several processes: none of them changes what is learned."""
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +7,7 @@ import pytorch_lightning as pl
 import torch
 from support import text_processes, two_processes
 from support.fake_data import make_wikitext
+from support.launch import in_two_processes
 from support.problems import random, relative_error, tanh
 from support.two_processes import QUIET, Small, train
 from torch import nn
@@ -40,32 +37,7 @@ def both(tmp_path_factory) -> dict:
     """What two processes recorded, with gradients of every strategy, and of a language model."""
     folder: Path = tmp_path_factory.mktemp("processes")
     make_wikitext(folder, pytest.MonkeyPatch())
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    tests = str(Path(__file__).parent)
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-m", "support.two_processes", "2", "both.pt"],
-            cwd=folder,
-            env={
-                **os.environ,
-                "PYTHONPATH": tests,
-                "OMP_NUM_THREADS": "1",
-                "LOCAL_RANK": rank,
-                "MASTER_PORT": port,
-            },
-            stdout=subprocess.DEVNULL,
-            stderr=(folder / f"errors-{rank}").open("w"),
-        )
-        for rank in ("0", "1")
-    ]
-    try:
-        statuses = [process.wait(timeout=120) for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert statuses == [0, 0], (folder / "errors-0").read_text()[-3000:]
+    in_two_processes("support.two_processes", folder, "2", "both.pt")
     return {**torch.load(folder / "both.pt"), "folder": folder}
 
 
