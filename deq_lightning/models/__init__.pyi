@@ -2,6 +2,7 @@ from .base import CellMap as CellMap
 from .base import Equilibrium as Equilibrium
 from .base import ImplicitModel as ImplicitModel
 from .base import Network as Network
+from .base import Shared as Shared
 from .fpn.convolutional import FPN as FPN
 from .fpn.dense import DenseFPN as DenseFPN
 from .graphs.classifiers import IGNNGraphClassifier as IGNNGraphClassifier
@@ -13,6 +14,7 @@ from .language.transformer import DEQTransformer as DEQTransformer
 from .language.transformer import LanguageOutput as LanguageOutput
 from .language.transformer import Memory as Memory
 from .language.transformer import Segment as Segment
+from .layers.frozen import VariationalDropout as VariationalDropout
 from .mdeq.models import MDEQ as MDEQ
 from .mdeq.models import MDEQSegmentation as MDEQSegmentation
 from .monotone.models import MON as MON

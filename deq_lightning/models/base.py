@@ -2,58 +2,28 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from deq_lightning.gradients import UPG, GradientStrategy
+from deq_lightning.models.cell_map import CellMap as CellMap
+from deq_lightning.models.cell_map import Shared as Shared
+from deq_lightning.models.cell_map import Together
 from deq_lightning.models.layers.frozen import frozen
-from deq_lightning.solvers import Anderson, FixedPointMap, Partition, Solution, Solver
-from deq_lightning.state import State
+from deq_lightning.models.observations import Observations
+from deq_lightning.models.starts import Equilibrium as Equilibrium
+from deq_lightning.models.starts import Start as Start
+from deq_lightning.models.starts import state_of
+from deq_lightning.solvers import Anderson, Partition, Solution, Solver
+from deq_lightning.state import State, parts
 
-
-class Equilibrium(NamedTuple):
-    """One equilibrium of a forward pass, for penalties, logging and audits.
-
-    `f` stays the map that was solved, with its dropout masks and weights; `solution` is None if nothing was solved
-    (the unrolled stage).
-    """
-
-    f: FixedPointMap
-    z: State
-    solution: Solution | None
-
-
-class CellMap:
-    """The map z ↦ cell(z, u) of one forward pass.
-
-    Args:
-        cell: the equilibrium module.
-        u: the injection.
-        separable: whether no sample's value depends on which others are in the batch.
-        partition: the samples, where they are not the rows of dimension 0.
-    """
-
-    def __init__(
-        self, cell: Callable[[Any, Any], Any], u: Any, separable: bool, partition: Partition | None = None
-    ) -> None:
-        self.cell = cell
-        self.u = u
-        self.separable = separable
-        self.partition = partition
-
-    def __call__(self, z: State) -> State:
-        """Evaluate the cell."""
-        return self.cell(z, self.u)
-
-    def subset(self, rows: Tensor) -> "CellMap | None":
-        """Return the map of the samples `rows` (indices into the batch), or None if they cannot be separated."""
-        if not self.separable:
-            return None
-        return CellMap(self.cell, tree_map_only(Tensor, lambda part: part[rows], self.u), separable=True)
+OBSERVATIONS = "_observations"  # of the cell, once there are some
+NOT_COPIED = ("compiled_cell", OBSERVATIONS)
+EXAMPLES = {"solver": "Anderson()", "gradient": "UPG()"}
 
 
 class Network(nn.Module, ABC):
@@ -84,13 +54,17 @@ class ImplicitModel(Network):
 
     Args:
         solver: finds z*. None: `Anderson()`.
+
+    Raises:
+        ValueError: if `solver` is not a `Solver`; from `forward`, also if `gradient` is not a strategy.
     """
 
     compiled_cell: Callable[..., Any] | None = None
 
     def __init__(self, solver: Solver | None = None) -> None:
         super().__init__()
-        self.solver: Solver = solver or Anderson()
+        self.solver: Solver = Anderson() if solver is None else solver
+        _check_kind("solver", self.solver, Solver)
         self.gradient: GradientStrategy = UPG()
 
     @abstractmethod
@@ -117,8 +91,10 @@ class ImplicitModel(Network):
     def separable(self) -> bool:
         """Whether the cell may be evaluated for some samples alone: the solver then leaves out those it is done with.
 
-        In training masks may be drawn per sample and statistics taken over the batch, so only in evaluation. A model
-        whose samples interact, or whose injection holds tensors without a batch dimension, answers False.
+        In training masks may be drawn per sample and statistics taken over the batch, so only in evaluation. Whether
+        samples interact there is found out by evaluating the cell for a part of them, once for given weights: those
+        that do are solved together, and stop together. Tensors of the injection whose dimension 0 is not as long as the
+        batch, and all in a container that derives from `Shared`, are passed whole.
         """
         return not self.training
 
@@ -127,14 +103,40 @@ class ImplicitModel(Network):
         del u
         return None
 
-    def equilibrium(self, u: Any) -> Equilibrium:
-        """Solve z* = cell(z*, u) and attach the gradient."""
+    def equilibrium(self, u: Any, start: Start | None = None) -> Equilibrium:
+        """Solve z* = cell(z*, u) and attach the gradient.
+
+        Args:
+            u: the injection.
+            start: where the solver starts: a state, or the `Solution` or `Equilibrium` of an earlier call, which starts
+                without its graph. None: `initial_state(u)`.
+        """
+        _check_kind("solver", self.solver, Solver)
+        _check_kind("gradient", self.gradient, GradientStrategy)
         clone = frozen(self)
         cell = clone.cell if self.compiled_cell is None else partial(self.compiled_cell, clone)
         f = CellMap(cell, u, self.separable, self.partition(u))
         solver = self.solver if self.training else self.solver.for_evaluation()
-        z, solution = self.gradient.fixed_point(f, self.initial_state(u), solver)
+        z0 = self.initial_state(u)
+        z0 = z0 if start is None else state_of(start, z0)
+        if self.gradient.unrolled or torch.compiler.is_compiling():
+            z, solution = self.gradient.fixed_point(f, z0, solver)
+            return Equilibrium(f, z, solution)
+        known = vars(self).setdefault(OBSERVATIONS, Observations(self))
+        apart = self.training or f.partition is not None or known.takes_apart(self, f, z0)
+        known.watch_draws(f, self.training, parts(z0)[0].device)
+        if apart:
+            z, solution = self.gradient.fixed_point(f, z0, solver)
+        else:
+            z, solution = self._solve_together(f, z0, solver)
+        f.watch = None
         return Equilibrium(f, z, solution)
+
+    def _solve_together(self, f: CellMap, z0: State, solver: Solver) -> tuple[State, Solution | None]:
+        one = Together(f, z0)
+        z, solution = self.gradient.fixed_point(one, one.joined(z0), solver)
+        assert solution is not None
+        return one.parted(z), replace(solution, z=one.parted(solution.z))
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the cell, which is what is evaluated many times, with the arguments of `torch.compile`.
@@ -147,9 +149,23 @@ class ImplicitModel(Network):
         self.compiled_cell = torch.compile(type(self).cell, *args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in super().__getstate__().items() if name != "compiled_cell"}
+        return {name: value for name, value in super().__getstate__().items() if name not in NOT_COPIED}
 
-    def forward(self, x: Any) -> tuple[Any, list[Equilibrium]]:
-        """Return the prediction and the equilibrium behind it."""
-        equilibrium = self.equilibrium(self.inject(x))
+    def forward(self, x: Any, start: Start | None = None) -> tuple[Any, list[Equilibrium]]:
+        """Return the prediction and the equilibrium behind it.
+
+        Args:
+            x: the input.
+            start: as in `equilibrium`: video, sequences and sweeps start where the last call has ended.
+        """
+        equilibrium = self.equilibrium(self.inject(x), start)
         return self.readout(equilibrium.z), [equilibrium]
+
+
+def _check_kind(name: str, value: Any, kind: type) -> None:
+    """Raise a ValueError unless a part of a model is what it must be."""
+    if not isinstance(value, kind):
+        raise ValueError(
+            f"`{name}` must be a `{kind.__name__}`, got {value!r}. Pass an object such as `{EXAMPLES[name]}`; for the "
+            f"command line to make one, annotate the argument: `{name}: {kind.__name__} | None = None`."
+        )

@@ -53,6 +53,8 @@ class BestIterate:
         residual = key = distance / torch.maximum(scale, self.tiny)  # 0 / 0 is an exact fixed point at the origin
         if self.atol > 0:  # then a sample can meet the tolerance with a residual that is not its lowest
             key = torch.where(distance <= self.atol + self.rtol * scale, -1, residual)
+        if self.partition is not None and self.partition.together:
+            key = key.amax().expand_as(key)  # of the worst sample
         self._replace(key < self.bound, z)
         self.bound = torch.minimum(self.bound, F.threshold(key, self.rtol, -torch.inf))
         self.keys.append(self._of_all(key))

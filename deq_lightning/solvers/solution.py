@@ -21,10 +21,12 @@ class Partition:
     Args:
         index: (rows,) sample of each row, 0 to count − 1.
         count: number of samples.
+        together: whether the samples depend on each other, so that they stop together, and one iterate serves all.
     """
 
     index: Tensor
     count: int
+    together: bool = False
 
 
 class Status(IntEnum):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deq_lightning.configured import above, sizes, within
-from deq_lightning.models.base import Equilibrium, ImplicitModel, Network
+from deq_lightning.models.base import Equilibrium, ImplicitModel, Network, Start
 from deq_lightning.models.graphs.adjacency import Adjacency, GraphBatch, graph_batch
 from deq_lightning.models.graphs.well_posed import check_perron
 from deq_lightning.models.layers.projections import project_rows_to_l1_ball_
@@ -152,11 +152,22 @@ class IGNN(Network):
             for before, after in pairwise(widths)
         )
 
-    def forward(self, x: Any) -> tuple[Tensor, list[Equilibrium]]:
-        """Return the prediction and the equilibria, one for each layer."""
+    def forward(self, x: Any, start: Sequence[Start] | None = None) -> tuple[Tensor, list[Equilibrium]]:
+        """Return the prediction and the equilibria, one for each layer.
+
+        Args:
+            x: the graphs.
+            start: where the solver of each layer starts, such as the equilibria of an earlier call. None: at zeros.
+
+        Raises:
+            ValueError: if there is not one start for each layer, or one is not of the layer's shape.
+        """
+        layers = self.implicit_layers()
+        if start is not None and len(start) != len(layers):
+            raise ValueError(f"`start` must have one entry for each of {len(layers)} layers, got {len(start)}.")
         graphs, equilibria = graph_batch(x, next(self.parameters()).dtype), []
-        for index, layer in enumerate(self.implicit_layers()):
-            states, solved = layer(graphs)
+        for index, layer in enumerate(layers):
+            states, solved = layer(graphs, None if start is None else start[index])
             equilibria += solved
             graphs = graphs._replace(features=self.combine(index, states, graphs.features))
         return self.predict(graphs), equilibria

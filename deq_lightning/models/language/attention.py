@@ -8,15 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deq_lightning.models.base import Shared
 from deq_lightning.models.layers.differentiation import differentiated
 from deq_lightning.models.layers.frozen import VariationalDropout, WeightNormLinear
 
 
 @dataclass
-class Positions:
+class Positions(Shared):
     """What attention needs of the positions, the same for all samples.
-
-    No tuple of tensors: a map that is restricted to some of the samples leaves it whole.
 
     Args:
         keys: (heads, head width, keys + 1) projected codes over the root of the head width, by falling distance, from

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deq_lightning.configured import one_of, sizes, whole, within
-from deq_lightning.models.base import Equilibrium, ImplicitModel
+from deq_lightning.models.base import Equilibrium, ImplicitModel, Start
 from deq_lightning.models.language.adaptive import AdaptiveVocabulary, normal_
 from deq_lightning.models.language.attention import AttentionInjection, RelativeAttention
 from deq_lightning.models.layers.frozen import VariationalDropout, WeightNormLinear
@@ -169,10 +169,10 @@ class DEQTransformer(ImplicitModel):
         """Return the states after dropout, for `vocabulary`."""
         return self.output_dropout(z)
 
-    def forward(self, x: Segment) -> tuple[LanguageOutput, list[Equilibrium]]:
+    def forward(self, x: Segment, start: Start | None = None) -> tuple[LanguageOutput, list[Equilibrium]]:
         """Return the hidden states with the memory for the next segment, and the equilibrium."""
         u = self.inject(x)
-        equilibrium = self.equilibrium(u)
+        equilibrium = self.equilibrium(u, start)
         z = equilibrium.z
         assert isinstance(z, Tensor)
         return LanguageOutput(self.readout(z), self._remember(x.memory, Memory(z, u.qkv))), [equilibrium]
