@@ -70,5 +70,6 @@ from .tasks import SemanticSegmentation as SemanticSegmentation
 from .tasks import StepsToEnd as StepsToEnd
 from .tasks import SupervisedTask as SupervisedTask
 from .tasks import WarmupCosineToEnd as WarmupCosineToEnd
+from .tasks import load as load
 
 __version__: str

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from numbers import Integral, Real
@@ -164,3 +165,50 @@ def _entries(value: Any) -> Sequence[Any]:
 
 def _shown(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
+
+
+def described(value: Any) -> Any:
+    """Return the plain data, with class paths, of which the command line makes an object that equals `value`.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if value is None or isinstance(value, str | bool) or is_whole(value) or isinstance(value, float):
+        return value
+    if isinstance(value, list | tuple):
+        return [described(entry) for entry in value]
+    if isinstance(value, Mapping):
+        return {str(name): described(entry) for name, entry in value.items()}
+    arguments = getattr(value, "made_with", None)
+    if isinstance(value, Configured):
+        arguments = {name: getattr(value, name) for name in inspect.signature(type(value)).parameters}
+    if not isinstance(arguments, Mapping) or "<" in type(value).__qualname__:
+        raise ValueError(f"a `{type(value).__name__}` is not made of plain data.")
+    return {"class_path": class_path(type(value)), "init_args": described(arguments)}
+
+
+def class_path(cls: type) -> str:
+    """Return the name by which a class is imported: the public one if there is one, so that files may move."""
+    public = cls.__module__.partition(".")[0]
+    known = getattr(sys.modules.get(public), "__all__", ())
+    return f"{public if cls.__name__ in known else cls.__module__}.{cls.__qualname__}"
+
+
+def given_arguments(made: Any) -> dict[str, Any] | None:
+    """Return what the constructor that leads to this call was given, as plain data, or None if it is not plain.
+
+    Args:
+        made: the object; every frame from its class's constructor to this call must be one of its constructors.
+    """
+    frame, outer = inspect.currentframe(), None
+    frame = frame.f_back if frame else None
+    while frame is not None and frame.f_code.co_name == "__init__" and frame.f_locals.get("self") is made:
+        frame, outer = frame.f_back, frame
+    if outer is None or outer.f_code is not getattr(inspect.unwrap(type(made).__init__), "__code__", None):
+        return None
+    names, _, keywords, values = inspect.getargvalues(outer)
+    given = {name: values[name] for name in names if name != "self"} | (values[keywords] if keywords else {})
+    try:
+        return described(given)
+    except ValueError:
+        return None

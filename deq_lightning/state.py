@@ -1,6 +1,8 @@
 """The state of an equilibrium: a tensor or a tuple of tensors whose dimension 0 is the batch."""
 
 import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,3 +54,13 @@ def mix(z: State, fz: State, damping: float) -> State:
 def _mix(z: Tensor, fz: Tensor, damping: float) -> Tensor:
     fz = fz.to(z.dtype)
     return fz if damping == 1 else torch.lerp(z, fz, damping)
+
+
+def autocasts(device: str) -> bool:
+    """Say whether autocast is on for a type of device; some, such as `meta`, have none."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def full_precision(device: str) -> AbstractContextManager[Any]:
+    """Turn autocast off, where there is one."""
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()

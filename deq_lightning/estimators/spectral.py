@@ -9,7 +9,7 @@ from deq_lightning.configured import whole
 from deq_lightning.gradients.jacobian import Jacobian
 from deq_lightning.solvers import FixedPointMap
 from deq_lightning.solvers.algebra import combination, inner_products
-from deq_lightning.state import State
+from deq_lightning.state import State, full_precision
 
 
 def spectral_radius(f: FixedPointMap, z: State, steps: int = 30) -> Tensor:
@@ -37,7 +37,7 @@ def spectral_radius(f: FixedPointMap, z: State, steps: int = 30) -> Tensor:
     jacobian = Jacobian(f, z)
     # No graph may hold tensors made in inference mode. J has the spectrum of its transpose.
     product = jacobian if torch.is_inference_mode_enabled() else jacobian.transposed
-    with torch.no_grad(), torch.autocast(jacobian.leaf.device.type, enabled=False):
+    with torch.no_grad(), full_precision(jacobian.leaf.device.type):
         hessenberg = _arnoldi(product, jacobian.leaf, min(steps, jacobian.leaf.shape[1]))
     finite = torch.isfinite(hessenberg).flatten(1).all(dim=1)
     eigenvalues = torch.linalg.eigvals(torch.where(finite[:, None, None], hessenberg, 0).double().cpu())

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deq_lightning.configured import described, given_arguments
 from deq_lightning.gradients import UPG, GradientStrategy
 from deq_lightning.models.cell_map import CellMap as CellMap
 from deq_lightning.models.cell_map import Shared as Shared
@@ -28,6 +29,20 @@ EXAMPLES = {"solver": "Anderson()", "gradient": "UPG()"}
 
 class Network(nn.Module, ABC):
     """What the tasks train. Most are an `ImplicitModel`; one without an equilibrium returns an empty list of them."""
+
+    _made_with: dict[str, Any] | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._made_with = given_arguments(self)
+
+    @property
+    def made_with(self) -> dict[str, Any] | None:
+        """What the constructor was given, as plain data, with the solver of today; None if that is not plain."""
+        given = self._made_with
+        if given is None or "solver" not in given or not hasattr(self, "solver"):
+            return given
+        return {**given, "solver": described(self.solver)}
 
     @abstractmethod
     def forward(self, x: Any) -> tuple[Any, list[Equilibrium]]:
@@ -119,7 +134,7 @@ class ImplicitModel(Network):
         solver = self.solver if self.training else self.solver.for_evaluation()
         z0 = self.initial_state(u)
         z0 = z0 if start is None else state_of(start, z0)
-        if self.gradient.unrolled or torch.compiler.is_compiling():
+        if self.gradient.unrolled or torch.compiler.is_compiling() or parts(z0)[0].is_meta:
             z, solution = self.gradient.fixed_point(f, z0, solver)
             return Equilibrium(f, z, solution)
         known = vars(self).setdefault(OBSERVATIONS, Observations(self))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from deq_lightning.models.cell_map import CellMap, UnknownContainerError
-from deq_lightning.state import State, pack, parts
+from deq_lightning.state import State, autocasts, pack, parts
 
 
 class Observations:
@@ -140,7 +140,7 @@ def _precision(fz: State) -> float:
     """Return the relative precision in which a map computes whose value this is."""
     kinds = {part.dtype for part in parts(fz)}
     device = parts(fz)[0].device.type
-    if torch.is_autocast_enabled(device):
+    if autocasts(device):
         kinds.add(torch.get_autocast_dtype(device))
     if device == "cuda" and torch.float32 in kinds:
         kinds.add(torch.float16)  # as many digits as the tensor cores take of single precision where they may

@@ -11,7 +11,7 @@ from torch import Tensor
 from deq_lightning.configured import Configured, at_least, whole, within
 from deq_lightning.solvers.best_iterate import BestIterate
 from deq_lightning.solvers.solution import FixedPointMap, Solution
-from deq_lightning.state import State, pack, parts, shapes, unpack
+from deq_lightning.state import State, autocasts, full_precision, pack, parts, shapes, unpack
 
 # When less than this share of the batch is still running, a map that can be restricted is restricted to it: at most a
 # third of the work goes to finished samples, and copying the history stays rare.
@@ -119,10 +119,11 @@ class Solver(Configured, ABC):
         z = pack(z0).detach()
         flat = FlatMap(f, like=z0, device=z.device.type)
         best = BestIterate(z, self.atol, self.rtol, scale, getattr(f, "partition", None))
-        watched = self.atol > 0 or self.rtol > 0
+        # Without values no stop test is possible: the whole budget runs, and what has converged stays as it is.
+        watched = (self.atol > 0 or self.rtol > 0) and not (torch.compiler.is_exporting() or z.is_meta)
         rounds = any(part.dtype != z.dtype for part in parts(z0))
         # Mixed precision is the map's business; the solver's own products must not be rounded to half.
-        with torch.autocast(z.device.type, enabled=False):
+        with full_precision(z.device.type):
             advance = self.start_on(f, z)
             for step in range(1, self.max_steps + 1):
                 fz = flat(z)
@@ -141,7 +142,7 @@ class Solver(Configured, ABC):
                         flat, z = smaller, z[running]
                         advance.select(running)
                         best.select(running)
-        if torch.is_autocast_enabled(z.device.type):
+        if autocasts(z.device.type):
             # Weights cast without a graph would be reused, without their gradient, by the next evaluation with one.
             torch.clear_autocast_cache()
         return best.solution(like=z0), advance if best.rows is None else None
@@ -163,7 +164,7 @@ class FlatMap:
         self.f = f
         self.like = like
         self.device = device
-        self.half = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        self.half = torch.get_autocast_dtype(device) if autocasts(device) else None
 
     def __call__(self, z: Tensor) -> Tensor:
         """Evaluate f at the (batch, dim) tensor `z`."""

@@ -39,7 +39,7 @@ class BestIterate:
         self.scale = scale
         # A tensor on the device, because a number would be converted to one at every use.
         self.tiny = z.new_full((), torch.finfo(z.dtype).tiny)
-        count = len(z) if partition is None else partition.count
+        count = z.shape[0] if partition is None else partition.count
         self.bound = z.new_full((count,), torch.inf)  # the key to beat; −inf or NaN once the sample no longer runs
         self.keys: list[Tensor] = []
         self.residuals: list[Tensor] = []
@@ -70,7 +70,9 @@ class BestIterate:
 
     def _replace(self, better: Tensor, z: Tensor) -> None:
         """Copy the iterates of the samples for which `better` holds."""
-        if self.partition is None:
+        if self.partition is None and torch.compiler.is_compiling():
+            self.z = torch.where(better[:, None], z, self.z)  # exported, it may run with gradients on
+        elif self.partition is None:
             replace_rows(better, self.z, z)
         else:
             index = self.partition.index

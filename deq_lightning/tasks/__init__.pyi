@@ -3,6 +3,7 @@ from .classification import ImageClassification as ImageClassification
 from .graphs import GraphClassification as GraphClassification
 from .graphs import NodeClassification as NodeClassification
 from .language import LanguageModeling as LanguageModeling
+from .loading import load as load
 from .schedules import CosineToEnd as CosineToEnd
 from .schedules import PolynomialToEnd as PolynomialToEnd
 from .schedules import StepsToEnd as StepsToEnd

@@ -19,7 +19,7 @@ from deq_lightning.gradients import GradientStrategy
 from deq_lightning.models import Equilibrium, ImplicitModel, Network
 from deq_lightning.samples import Samples, samples_of
 from deq_lightning.solvers import Solution
-from deq_lightning.tasks.hparams import check_hyperparameters, save_plain_hyperparameters
+from deq_lightning.tasks.hparams import RECIPE, check_hyperparameters, recipe, save_plain_hyperparameters
 from deq_lightning.tasks.memory_format import ChannelsLast
 from deq_lightning.tasks.random_state import RandomState
 from deq_lightning.tasks.reports import solutions_of, solver_figures
@@ -104,6 +104,10 @@ class ImplicitTask(pl.LightningModule, ABC):
         if not trust_config:
             check_hyperparameters(checkpoint_path, cls, options)
         return super().load_from_checkpoint(checkpoint_path, *args, **{"weights_only": True, **options})
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say in the checkpoint what `deq_lightning.load` makes the task of, as far as that is plain data."""
+        checkpoint[RECIPE] = recipe(self, {"net": self.net, "gradient": self.gradient})
 
     @abstractmethod
     def loss(self, batch: Any) -> tuple[Tensor, list[Equilibrium]]:

@@ -2,11 +2,13 @@
 
 import warnings
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 
+from deq_lightning.configured import class_path, described
 from deq_lightning.trust import foreign_names, unfolded
 
 
@@ -51,6 +53,16 @@ def check_hyperparameters(path: Any, cls: type, given: Iterable[str]) -> None:
             )
 
 
+def recipe(task: pl.LightningModule, parts: dict[str, Any]) -> dict[str, Any]:
+    """Return the name of the task's class, and those parts of it that can be described as plain data."""
+    found = {"class_path": class_path(type(task))}
+    for name, part in parts.items():
+        with suppress(ValueError):
+            found[name] = described(part)
+    return found
+
+
+RECIPE = "made_of"  # in a checkpoint
 INSTANTIATOR = "pytorch_lightning.cli.instantiate_module"  # Lightning's own, of every run of the command line
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from deq_lightning.models.layers.differentiation import carries_tangent, differentiated
+from deq_lightning.state import full_precision
 
 
 class Adjacency:
@@ -49,6 +50,8 @@ class Adjacency:
         """Return `bias` + `self @ x`, with a (nodes, width) bias, in one pass over the memory."""
         dtype = self.edge_weight.dtype
         bias, x = None if bias is None else bias.to(dtype), x.to(dtype)
+        if without_values(x):
+            return _add_product(bias, x, self)
         if differentiated(x) or (bias is not None and carries_tangent(bias)):
             return _AddProduct.apply(bias, x, self)
         return _add_product(bias, x, self)  # on small graphs PyTorch's binding of a Function's arguments takes longer
@@ -62,8 +65,22 @@ def compressed(indices: Tensor, values: Tensor, size: int) -> Tensor:
 
 
 def _add_product(bias: Tensor | None, x: Tensor, adjacency: Adjacency) -> Tensor:
-    with torch.autocast(x.device.type, enabled=False):
+    with full_precision(x.device.type):
+        if without_values(x):
+            return _by_messages(bias, x, adjacency)
         return adjacency.matrix @ x if bias is None else torch.addmm(bias, adjacency.matrix, x)
+
+
+def without_values(x: Tensor) -> bool:
+    """Say whether what is computed cannot depend on values, such as the number of entries of a sparse matrix."""
+    return x.is_meta or torch.compiler.is_exporting()
+
+
+def _by_messages(bias: Tensor | None, x: Tensor, adjacency: Adjacency) -> Tensor:
+    """Return the same by gathering and adding up messages, which is slower and needs no sparse matrix."""
+    source, target = adjacency.edge_index
+    total = torch.zeros_like(x) if bias is None else bias
+    return total.index_add(0, target, adjacency.edge_weight[:, None] * x[source])
 
 
 class _AddProduct(torch.autograd.Function):
@@ -110,5 +127,5 @@ def graph_batch(data: Any, dtype: torch.dtype | None = None) -> GraphBatch:
     weight = x.new_ones(data.edge_index.shape[1]) if weight is None else weight
     weight = weight.to(torch.promote_types(x.dtype, torch.float32))  # CPUs have no sparse product in half precision
     num_graphs = 1 if graph is None else data.num_graphs
-    graph = data.edge_index.new_zeros(len(x)) if graph is None else graph
-    return GraphBatch(x, Adjacency(data.edge_index, weight, len(x)), graph, num_graphs)
+    graph = data.edge_index.new_zeros(x.shape[0]) if graph is None else graph
+    return GraphBatch(x, Adjacency(data.edge_index, weight, x.shape[0]), graph, num_graphs)

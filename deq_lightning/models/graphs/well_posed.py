@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from deq_lightning.configured import CombinationError
-from deq_lightning.models.graphs.adjacency import GraphBatch
+from deq_lightning.models.graphs.adjacency import GraphBatch, without_values
 from deq_lightning.perron import ROUNDING, perron_eigenvalue, quick_bounds
 
 KEPT = 1_000_000
@@ -19,8 +19,8 @@ def check_perron(batch: GraphBatch, perron: float) -> None:
     The eigenvalue itself is worked out only where quick bounds do not settle it, and then once for each graph.
     """
     adjacency, limit = batch.adjacency, perron * (1 + ROUNDING)
-    if adjacency.perron is not None and adjacency.perron <= limit:
-        return  # as the layers before have seen
+    if without_values(batch.features) or (adjacency.perron is not None and adjacency.perron <= limit):
+        return  # no edge weights to look at, or as the layers before have seen
     with torch.no_grad():
         found = quick_bounds(adjacency.edge_index, adjacency.edge_weight, batch.graph, batch.num_graphs).tolist()
         if not all(bound <= limit for bound in found):

@@ -95,6 +95,8 @@ class AdaptiveVocabulary(nn.Module):
         Raises:
             ValueError: if a token is not a word, where the tokens are on the CPU.
         """
+        if tokens.device.type == "meta" or torch.compiler.is_exporting():
+            return self._embed_everywhere(tokens)
         flat = self._checked(tokens.flatten())
         rows = self._rows(self._cluster(flat))
         vectors = [
@@ -102,6 +104,15 @@ class AdaptiveVocabulary(nn.Module):
         ]
         order = torch.cat(rows).argsort()
         return self.embedding_scale * torch.cat(vectors)[order].unflatten(0, tokens.shape)
+
+    def _embed_everywhere(self, tokens: Tensor) -> Tensor:
+        """Return the same without sorting the tokens by cluster, whose numbers a graph cannot depend on."""
+        cluster = self._cluster(tokens)[..., None]
+        total = self.tables[0].new_zeros(*tokens.shape, self.width)
+        for i, table in enumerate(self.tables):
+            place = (tokens - self.edges[i]).clamp(0, table.shape[0] - 1)
+            total = torch.where(cluster == i, self._project_in(i, F.embedding(place, table)), total)
+        return self.embedding_scale * total
 
     def nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Return −log p(target) in nats, in the order of the targets; a cluster's logits are only of its own targets.

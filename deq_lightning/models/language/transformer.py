@@ -145,7 +145,7 @@ class DEQTransformer(ImplicitModel):
         """
         streams, length = x.tokens.shape
         memory = x.memory or Memory(self.zeros((streams, 0, self.width)), self.zeros((streams, 0, 3 * self.width)))
-        if len(memory.z) != streams:
+        if memory.z.shape[0] != streams:
             raise ValueError(
                 f"the memory must be of as many streams as the tokens, got {len(memory.z)} for {streams}. Leave it out "
                 "where other streams start."

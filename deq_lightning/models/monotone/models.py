@@ -194,4 +194,4 @@ class MONMultiTier(MonotoneModel):
 
     def initial_state(self, u: Tensor) -> Tiers:
         """Return zeros for every tier."""
-        return tuple(self.zeros((len(u), c, n, n)) for c, n in zip(self.channels, self.sizes, strict=True))
+        return tuple(self.zeros((u.shape[0], c, n, n)) for c, n in zip(self.channels, self.sizes, strict=True))

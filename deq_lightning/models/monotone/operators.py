@@ -17,6 +17,7 @@ from deq_lightning.models.monotone.circulant import (
     filtered,
     transfer,
 )
+from deq_lightning.state import full_precision
 
 Tiers = tuple[Tensor, ...]
 
@@ -238,7 +239,7 @@ class TieredMap(NamedTuple):
     def resolvent(self, z: Tiers) -> Tiers:
         """Return V z; never in half precision, which has no Fourier transform."""
         arriving, solved = None, []
-        with torch.autocast(z[0].device.type, enabled=False):
+        with full_precision(z[0].device.type):
             for tier, part in zip(self.tiers, z, strict=True):
                 rows, arriving = tier.resolvent(part, arriving)
                 solved.append(rows)

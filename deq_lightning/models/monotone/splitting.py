@@ -12,7 +12,7 @@ from deq_lightning.models.base import ImplicitModel
 from deq_lightning.models.layers.frozen import Freezable
 from deq_lightning.models.monotone.operators import MonotoneMap, MonotoneOperator, Tiers
 from deq_lightning.solvers import FixedPointIteration, Solver
-from deq_lightning.state import State, parts
+from deq_lightning.state import State, full_precision, parts
 
 Splitting = Literal["peaceman_rachford", "forward_backward"]
 
@@ -69,7 +69,7 @@ class MonotoneModel(ImplicitModel, Freezable):
 
     def _prepare(self) -> tuple[Tensor, MonotoneMap]:
         alpha = self.alpha.clone()  # a map that is kept must not change when `alpha` is tuned
-        with torch.autocast(alpha.device.type, enabled=False):  # an inverse in half precision is none
+        with full_precision(alpha.device.type):  # an inverse in half precision is none
             return alpha, self.monotone.prepare(alpha if self.splitting == "peaceman_rachford" else None)
 
     def inject(self, x: Tensor) -> Tensor:

@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchdiffeq import odeint_adjoint
 
-from deq_lightning.configured import RunError, above, sizes, whole
+from deq_lightning.configured import CombinationError, RunError, above, sizes, whole
 from deq_lightning.models.base import Equilibrium, Network
+from deq_lightning.state import full_precision
 
 
 class IntegrationError(RunError):
@@ -49,7 +50,7 @@ class ConvDynamics(nn.Module):
     def _with_time(self, t: Tensor, h: Tensor) -> Tensor:
         if not self.time_dependent:
             return h
-        return torch.cat([t.to(h).expand(len(h), 1, *h.shape[2:]), h], dim=1)
+        return torch.cat([t.to(h).expand(h.shape[0], 1, *h.shape[2:]), h], dim=1)
 
 
 class Counted(nn.Module):
@@ -74,7 +75,7 @@ class Counted(nn.Module):
     def forward(self, t: Tensor, h: Tensor) -> Tensor:
         """Return dh/dt."""
         self.evaluations += 1
-        with torch.autocast(h.device.type, enabled=False):  # rounding would pass for error, and shorten the steps
+        with full_precision(h.device.type):  # rounding would pass for error, and shorten the steps
             return self.f(t, h)
 
     def callback_step(self, t: Tensor, h: Any, dt: Tensor) -> None:
@@ -172,9 +173,20 @@ class NeuralODE(Network):
         return F.pad(x.to(self.head.weight.dtype), (0, 0, 0, 0, 0, self.augment_channels))
 
     def integrate(self, h: Tensor) -> Tensor:
-        """Return h(1) from h(0)."""
+        """Return h(1) from h(0).
+
+        Raises:
+            CombinationError: if the network is exported.
+        """
+        if torch.compiler.is_exporting():
+            raise CombinationError(
+                "`NeuralODE` takes as many steps as its input asks for, and cannot be exported. Export a network with "
+                "an equilibrium."
+            )
         self.dynamics.begin()
         times = h.new_tensor([0.0, 1.0])
+        if h.is_meta:  # which has no values for steps to depend on
+            return h + self.dynamics(times[0], h)
         end = odeint_adjoint(self.dynamics, h, times, rtol=self.rtol, atol=self.atol, method="dopri5")[-1]
         self.evaluations = self.dynamics.evaluations
         self.dynamics.begin()

@@ -1,0 +1,177 @@
+"""Every family as a graph of `torch.export`, and on the device that holds no values."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from deq_lightning import (
+    FPN,
+    JFB,
+    MDEQ,
+    MON,
+    UPG,
+    Anderson,
+    Broyden,
+    DenseFPN,
+    DEQTransformer,
+    FixedPointIteration,
+    IGNNGraphClassifier,
+    IGNNNodeClassifier,
+    Implicit,
+    MDEQSegmentation,
+    MONConv,
+    MONMultiTier,
+    NeuralODE,
+    Segment,
+)
+from deq_lightning.configured import CombinationError
+
+WORDS = dict(vocab_size=20, width=8, heads=2, inner_width=16)
+FAMILIES = {
+    "mdeq": lambda solver: MDEQ(1, 3, (4, 4), 2, 2, head_channels=(2, 2), final_channels=4, solver=solver),
+    "segmentation": lambda solver: MDEQSegmentation(1, 3, (4, 4), 2, 2, downsample=1, solver=solver),
+    "fpn": lambda solver: FPN(image_size=8, channels=4, solver=solver),
+    "dense": lambda solver: DenseFPN(solver=solver),
+    "mon": lambda solver: MON(64, 3, 8, solver=solver),
+    "mon_conv": lambda solver: MONConv(1, 8, 3, 4, solver=solver),
+    "mon_multi": lambda solver: MONMultiTier(1, 8, 3, (4, 4), solver=solver),
+    "language": lambda solver: DEQTransformer(**WORDS, cutoffs=(), div_val=1, solver=solver),
+    "adaptive": lambda solver: DEQTransformer(**WORDS, cutoffs=(5, 10), div_val=2, solver=solver),
+}
+GRAPHS = {
+    "graphs": lambda solver: IGNNGraphClassifier(5, 2, width=4, depth=2, perron=3.0, solver=solver),
+    "nodes": lambda solver: IGNNNodeClassifier(5, 2, [4], perron=3.0, solver=solver),
+}
+SOLVERS = [FixedPointIteration, Anderson, Broyden]
+
+
+class Prediction(nn.Module):
+    """The prediction alone: equilibria are no output of a graph."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x, edge_index=None):
+        if isinstance(self.net, DEQTransformer):
+            return self.net(Segment(x))[0].hidden
+        if edge_index is not None:
+            from torch_geometric.data import Data
+
+            x = Data(x=x, edge_index=edge_index)
+        return self.net(x)[0]
+
+
+def batch(family: str, size: int):
+    generator = torch.Generator().manual_seed(size)
+    if family in ("language", "adaptive"):
+        return torch.randint(0, 20, (size, 4), generator=generator)
+    side = 28 if family == "dense" else 8
+    return torch.randn(size, 1, side, side, dtype=torch.float64, generator=generator)
+
+
+def exported(module, *inputs, shapes=({0: torch.export.Dim("batch", min=1)},)):
+    return torch.export.export(module, inputs, dynamic_shapes=shapes).module()
+
+
+def close(graph, module, *inputs):
+    torch.testing.assert_close(graph(*inputs), module(*inputs), rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_edges_export_of_every_family(family):
+    """Made without gradients, run with them, for batches of other sizes."""
+    torch.manual_seed(0)
+    net = FAMILIES[family](SOLVERS[len(family) % 3](max_steps=3, rtol=0))
+    net.gradient = JFB()
+    module = Prediction(net).double().eval()
+    with torch.no_grad():
+        graph = exported(module, batch(family, 4))
+        close(graph, module, batch(family, 2))
+    close(graph, module, batch(family, 5))
+    close(graph, module, batch(family, 1))
+
+
+@pytest.mark.parametrize("family", GRAPHS)
+def test_edges_export_of_graph_networks(family):
+    torch.manual_seed(0)
+    module = Prediction(GRAPHS[family](FixedPointIteration(max_steps=3, rtol=0))).double().eval()
+    ring = torch.tensor([[0, 1, 2, 3], [1, 2, 3, 0]])
+    dynamic = torch.export.Dim.DYNAMIC
+    with torch.no_grad():
+        graph = exported(module, torch.randn(4, 5).double(), ring, shapes=({0: dynamic}, {1: dynamic}))
+    close(graph, module, torch.randn(4, 5).double(), ring)
+    close(graph, module, torch.randn(5, 5).double(), torch.tensor([[0, 1, 2, 3, 4, 0], [1, 2, 3, 4, 0, 2]]))
+
+
+@pytest.mark.parametrize("gradient", [UPG(k=2), Implicit()], ids=repr)
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_edges_export_with_a_tolerance_runs_the_budget_and_keeps_what_has_converged(solver, gradient):
+    torch.manual_seed(0)
+    net = MON(64, 3, 8, alpha=0.5, solver=solver(max_steps=12, rtol=1e-2, check_every=1))
+    net.gradient = gradient
+    module = Prediction(net).double().eval()
+    x = batch("mon", 5)
+    x[0] *= 1e3
+    assert len(net(x)[1][0].solution.steps.unique()) > 1
+    graph = exported(module, batch("mon", 4))
+    close(graph, module, x)
+    with torch.no_grad():
+        close(graph, module, x)
+
+
+def test_edges_export_of_a_neural_ode_is_refused():
+    with pytest.raises(CombinationError, match=r"^`NeuralODE` takes as many steps as its input asks for, and cannot"):
+        exported(Prediction(NeuralODE(width=4, image_size=8)).eval(), torch.randn(2, 1, 8, 8))
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "ode"])
+@pytest.mark.parametrize("training", [True, False])
+def test_edges_on_the_meta_device(family, training):
+    make = FAMILIES.get(family, lambda solver: NeuralODE(width=4, image_size=8))
+    x = batch(family, 3).to("meta")
+    x = x.float() if x.is_floating_point() else x
+    expected = Prediction(make(Anderson(max_steps=2)))
+    with torch.device("meta"):
+        module = Prediction(make(Anderson(max_steps=2, rtol=1e-3))).train(training)
+    for gradient in (UPG(), Implicit()):
+        module.net.gradient = gradient
+        y = module(x)
+        assert y.is_meta and y.dtype == torch.float32 and len(y) == 3
+        y.sum().backward()
+    with torch.random.fork_rng():
+        module.to_empty(device="cpu").load_state_dict(copy.deepcopy(expected.state_dict()))
+    inputs = batch(family, 3).float() if x.is_floating_point() else batch(family, 3)
+    if not isinstance(module.net, NeuralODE):
+        expected.net.gradient = module.net.gradient
+        torch.testing.assert_close(module.eval()(inputs), expected.eval()(inputs))
+
+
+@pytest.mark.parametrize("family", GRAPHS)
+def test_edges_graph_networks_on_the_meta_device(family):
+    from torch_geometric.data import Data
+
+    with torch.device("meta"):
+        net = GRAPHS[family](FixedPointIteration(max_steps=2))
+    graph = Data(x=torch.randn(4, 5), edge_index=torch.tensor([[0, 1, 2, 3], [1, 2, 3, 0]])).to("meta")
+    y, equilibria = net(graph)
+    assert y.is_meta and y.shape == (1 if family == "graphs" else 4, 2) and all(one.z.is_meta for one in equilibria)
+    y.sum().backward()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("strategy", [UPG(), Implicit()], ids=repr)
+def test_edges_evaluation_answers_the_same_with_and_without_gradients(family, strategy):
+    """And no family's samples are taken for dependent ones."""
+    torch.manual_seed(0)
+    net = FAMILIES[family](Anderson(max_steps=6, rtol=1e-2))
+    net.gradient = strategy
+    module, x = Prediction(net).double().eval(), batch(family, 4)
+    with torch.no_grad():
+        expected = module(x)
+    torch.testing.assert_close(module(x), expected, rtol=1e-8, atol=1e-9)
+    with torch.inference_mode():
+        torch.testing.assert_close(module(x), expected, rtol=1e-8, atol=1e-9)
+    assert net(Segment(x) if x.ndim == 2 else x)[1][0].f.separable
