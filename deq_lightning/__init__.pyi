@@ -49,7 +49,6 @@ from .models import Network as Network
 from .models import NeuralODE as NeuralODE
 from .models import Segment as Segment
 from .models import Shared as Shared
-from .models import VariationalDropout as VariationalDropout
 from .solvers import GMRES as GMRES
 from .solvers import Anderson as Anderson
 from .solvers import Broyden as Broyden

@@ -13,15 +13,18 @@ from deq_lightning import (
     UPG,
     Anderson,
     Broyden,
+    DEQTransformer,
     FixedPointIteration,
+    IGNNNodeClassifier,
     Implicit,
     ImplicitModel,
+    Segment,
     Shared,
     Solution,
     Status,
     Unrolled,
-    VariationalDropout,
 )
+from deq_lightning.models import VariationalDropout
 
 SAID = ("is evaluated for all samples until the last has converged", "are solved together")
 
@@ -272,7 +275,7 @@ def test_edges_what_draws_at_every_evaluation_is_named_once(layer):
         model(inputs()), model(inputs())
     assert [str(warning.message) for warning in record if "draws" in str(warning.message)] == [
         "the cell of `Model` draws random numbers at every evaluation, so that it has no equilibrium. Use "
-        "`deq_lightning.VariationalDropout` in place of `torch.nn.Dropout`: it draws once a solve."
+        "`deq_lightning.models.VariationalDropout` in place of `torch.nn.Dropout`: it draws once a solve."
     ]
 
 
@@ -370,3 +373,27 @@ def test_edges_a_start_is_brought_to_the_precision_of_the_model_and_out_of_infer
         _, (found,) = model(x)
     model(x, start=found)[0].sum().backward()
     assert model(x, start=found.z.float())[0].dtype == torch.float64
+
+
+def test_edges_stacked_layers_start_where_each_has_ended():
+    from torch_geometric.data import Data
+
+    torch.manual_seed(0)
+    net = IGNNNodeClassifier(5, 2, [4, 3], perron=1.0).double().eval()
+    graph = Data(x=torch.randn(4, 5).double(), edge_index=torch.tensor([[0, 1, 2, 3], [1, 2, 3, 0]]))
+    cold, found = net(graph)
+    warm, again = net(graph, start=found)
+    assert [one.solution.evaluations for one in again] == [1, 1] and found[0].solution.evaluations > 1
+    torch.testing.assert_close(warm, cold, rtol=0, atol=1e-4)
+    with pytest.raises(ValueError, match=r"^`start` must have one entry for each of 2 layers, got 1.$"):
+        net(graph, start=found[:1])
+
+
+def test_edges_a_text_starts_where_it_ended():
+    torch.manual_seed(0)
+    net = DEQTransformer(vocab_size=9, width=8, heads=2, inner_width=8, cutoffs=(), div_val=1).double().eval()
+    segment = Segment(torch.arange(6)[None])
+    cold, (found,) = net(segment)
+    warm, (again,) = net(segment, start=found)
+    assert again.solution.evaluations == 1 < found.solution.evaluations
+    torch.testing.assert_close(warm.hidden, cold.hidden, rtol=0, atol=1e-2)

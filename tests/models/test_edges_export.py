@@ -41,7 +41,7 @@ FAMILIES = {
     "adaptive": lambda solver: DEQTransformer(**WORDS, cutoffs=(5, 10), div_val=2, solver=solver),
 }
 GRAPHS = {
-    "graphs": lambda solver: IGNNGraphClassifier(5, 2, width=4, depth=2, perron=3.0, solver=solver),
+    "graphs": lambda solver: IGNNGraphClassifier(5, 2, width=4, depth=1, perron=3.0, solver=solver),
     "nodes": lambda solver: IGNNNodeClassifier(5, 2, [4], perron=3.0, solver=solver),
 }
 SOLVERS = [FixedPointIteration, Anderson, Broyden]
@@ -72,7 +72,10 @@ def batch(family: str, size: int):
     return torch.randn(size, 1, side, side, dtype=torch.float64, generator=generator)
 
 
-def exported(module, *inputs, shapes=({0: torch.export.Dim("batch", min=1)},)):
+BATCH = ({0: torch.export.Dim("batch", min=1)},)
+
+
+def exported(module, *inputs, shapes=BATCH):
     return torch.export.export(module, inputs, dynamic_shapes=shapes).module()
 
 
@@ -84,7 +87,7 @@ def close(graph, module, *inputs):
 def test_edges_export_of_every_family(family):
     """Made without gradients, run with them, for batches of other sizes."""
     torch.manual_seed(0)
-    net = FAMILIES[family](SOLVERS[len(family) % 3](max_steps=3, rtol=0))
+    net = FAMILIES[family](SOLVERS[len(family) % 3](max_steps=2, rtol=0))
     net.gradient = JFB()
     module = Prediction(net).double().eval()
     with torch.no_grad():
@@ -106,16 +109,15 @@ def test_edges_export_of_graph_networks(family):
     close(graph, module, torch.randn(5, 5).double(), torch.tensor([[0, 1, 2, 3, 4, 0], [1, 2, 3, 4, 0, 2]]))
 
 
-@pytest.mark.parametrize("gradient", [UPG(k=2), Implicit()], ids=repr)
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize(("solver", "gradient"), [(FixedPointIteration, Implicit()), (Anderson, UPG(k=1))])
 def test_edges_export_with_a_tolerance_runs_the_budget_and_keeps_what_has_converged(solver, gradient):
     torch.manual_seed(0)
-    net = MON(64, 3, 8, alpha=0.5, solver=solver(max_steps=12, rtol=1e-2, check_every=1))
+    net = MON(64, 3, 8, alpha=0.5, solver=solver(max_steps=7, rtol=1e-2, check_every=1))
     net.gradient = gradient
     module = Prediction(net).double().eval()
     x = batch("mon", 5)
     x[0] *= 1e3
-    assert len(net(x)[1][0].solution.steps.unique()) > 1
+    assert net(x)[1][0].solution.evaluations < 7
     graph = exported(module, batch("mon", 4))
     close(graph, module, x)
     with torch.no_grad():
@@ -136,7 +138,7 @@ def test_edges_on_the_meta_device(family, training):
     expected = Prediction(make(Anderson(max_steps=2)))
     with torch.device("meta"):
         module = Prediction(make(Anderson(max_steps=2, rtol=1e-3))).train(training)
-    for gradient in (UPG(), Implicit()):
+    for gradient in (UPG(k=1), Implicit()):
         module.net.gradient = gradient
         y = module(x)
         assert y.is_meta and y.dtype == torch.float32 and len(y) == 3
