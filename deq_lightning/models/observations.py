@@ -77,9 +77,9 @@ class Observations:
             self.modes.add(training)
             if not all(map(torch.equal, before, _random_states(device))):
                 self._say(
-                    f"the cell of `{self.name}` draws random numbers at every evaluation, so that it has no equilibrium. "
-                    "Use `deq_lightning.models.VariationalDropout` in place of `torch.nn.Dropout`: it draws once a "
-                    "solve."
+                    f"the cell of `{self.name}` draws random numbers at every evaluation, so that it has no "
+                    "equilibrium. Use `deq_lightning.models.VariationalDropout` in place of `torch.nn.Dropout`: it "
+                    "draws once a solve."
                 )
             return value
 

@@ -391,9 +391,11 @@ def test_edges_stacked_layers_start_where_each_has_ended():
 
 def test_edges_a_text_starts_where_it_ended():
     torch.manual_seed(0)
-    net = DEQTransformer(vocab_size=9, width=8, heads=2, inner_width=8, cutoffs=(), div_val=1).double().eval()
+    sizes = dict(vocab_size=9, width=8, heads=2, inner_width=8, cutoffs=(), div_val=1)
+    net = DEQTransformer(**sizes, solver=Anderson(max_steps=300)).double().eval()
     segment = Segment(torch.arange(6)[None])
     cold, (found,) = net(segment)
     warm, (again,) = net(segment, start=found)
+    assert found.solution.status.tolist() == [Status.converged]
     assert again.solution.evaluations == 1 < found.solution.evaluations
     torch.testing.assert_close(warm.hidden, cold.hidden, rtol=0, atol=1e-2)
