@@ -38,6 +38,16 @@ def foreign_names(settings: Any, key: str = "") -> Iterator[tuple[str, str]]:
         yield key, settings
 
 
+def is_bounded(settings: Any, most: int = 100_000) -> bool:
+    """Say whether settings have at most so many entries: in YAML a few lines can stand for any number."""
+    left, count = [settings], 0
+    while left and count <= most:
+        one = left.pop()
+        count += 1
+        left.extend(one.values() if isinstance(one, Mapping) else one if isinstance(one, list | tuple) else ())
+    return count <= most
+
+
 def unfolded(settings: Any) -> Any:
     """Return settings with those in them that are written as text, or in a file that a text names, in their place."""
     if isinstance(settings, Mapping):
@@ -93,15 +103,36 @@ def _kinds(library: str) -> tuple[type, ...]:
 
 
 def _within(text: str) -> Any:
-    """Return the settings that a string holds, or the file that it names; None if there are none."""
+    """Return the settings that a string holds, or the file that it names; None if there are none.
+
+    Raises:
+        ValueError: if they are too long to be looked through.
+    """
     path = Path(text)
-    if "\n" not in text and path.is_file() and path.stat().st_size <= LONGEST:
-        text = path.read_text(errors="replace")
+    if "\n" not in text and path.is_file():
+        if path.stat().st_size > LONGEST and not _begins_settings(path):
+            return None
+        text = path.open(errors="replace").read(LONGEST + 1)
     try:
-        found = yaml.safe_load(text)
+        found = None if len(text) > LONGEST else yaml.safe_load(text)
     except (yaml.YAMLError, ValueError):
         return None
+    if len(text) > LONGEST or not is_bounded(found):
+        raise ValueError(f"`{text[:40]}...` holds too many settings")
     return found if _has_names(found) else None
+
+
+def _begins_settings(path: Path) -> bool:
+    """Say whether a long file may hold settings: its first words, if not a lone text, would open a list of them."""
+    try:
+        for event in yaml.parse(path.open(errors="replace").read(2**16)):
+            if isinstance(event, yaml.ScalarEvent):
+                return False
+            if isinstance(event, yaml.MappingStartEvent | yaml.SequenceStartEvent):
+                return True
+    except yaml.YAMLError:
+        return False  # no parser of settings gets further
+    return True  # comments only, so far
 
 
 def _has_names(found: Any) -> bool:

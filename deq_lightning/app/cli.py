@@ -220,6 +220,8 @@ class DEQCLI(LightningCLI):
         rest = self.config.clone()
         own = self._own(rest)
         select_by_task(own.best_checkpoint, self._own(self.typed).get("best_checkpoint"), self.model)
+        if "typed" in self.save_config_kwargs:  # the default would be taken for typed when the run goes on
+            self.save_config_kwargs["typed"].best_checkpoint.mode = own.best_checkpoint.mode
         name_several(own, CHECKPOINTS)
         del own["data"], own["model"]
         self.config_init = build(self.parser, rest)

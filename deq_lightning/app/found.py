@@ -12,7 +12,7 @@ import yaml
 from deq_lightning.app.checkpoints import read_checkpoint
 from deq_lightning.app.messages import UsageError
 from deq_lightning.app.runs import CONFIG, from_here, record_of, say
-from deq_lightning.trust import foreign_names, unfolded
+from deq_lightning.trust import foreign_names, is_bounded, unfolded
 
 USED = {"model", "data", "gradient", "seed_everything"}  # what a checkpoint needs to be evaluated
 CONTINUED = USED | {
@@ -102,10 +102,13 @@ def found_config(path: Path, continues: bool, trusted: bool = False) -> str:
         config = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, ValueError, OSError) as error:
         raise UsageError(f"`{path}` cannot be read as a config. Type one: `--config NAME`.") from error
-    if not isinstance(config, dict):
+    if not isinstance(config, dict) or not is_bounded(config):
         raise UsageError(f"`{path}` must hold the settings of a run. Type a config: `--config NAME`.")
     if not trusted:
-        config = _own_places(unfolded(config))
+        try:
+            config = _own_places(unfolded(config))
+        except ValueError as error:
+            raise UsageError(f"`{path}` was found, not typed, and {error}. Type a config: `--config NAME`.") from error
         for reason in foreign(config, path.parent):
             raise UsageError(
                 f"`{path}` was found beside the checkpoint, not typed, and {reason}. If you trust it, type "

@@ -252,6 +252,12 @@ def test_durable_best_after_a_run_was_moved(folder: Path, monkeypatch: pytest.Mo
     assert torch.load("elsewhere/run/best.ckpt", weights_only=True)["epoch"] == 2  # higher is still better
 
 
+def test_durable_mode_of_a_monitor_that_was_typed(folder: Path) -> None:
+    main([*ONE, "--best_checkpoint.monitor", "val_acc"])
+    cli = main(["fit", "--ckpt_path", str(RUN / "last.ckpt"), *QUIET])
+    assert (cli.config_init.fit.best_checkpoint.mode, cli.model.mode_of("val_acc")) == ("max", "max")
+
+
 def test_durable_best_in_a_new_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     accuracy_is(monkeypatch, 0.9, 0.5)
     main(ONE)

@@ -169,6 +169,27 @@ def test_trust_by_name(name: str, free: bool) -> None:
     assert [found for _, found in foreign_names({"key": name})] == ([] if free else [name])
 
 
+def test_trust_is_not_worn_out(stranger: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bomb = "a: &a [1, 1]\n" + "".join(
+        f"{chr(97 + n)}: &{chr(97 + n)} [{', '.join([f'*{chr(96 + n)}'] * 10)}]\n" for n in range(1, 12)
+    )
+    (stranger / "config.yaml").write_text(bomb)
+    assert "must hold the settings of a run" in refused(["test", "--ckpt_path", "stranger/best.ckpt"], capsys)
+
+
+@pytest.mark.parametrize("head", ["", "# comment\n" * 10**4, "{", "- 1\n"])
+def test_trust_is_not_lost_in_long_files(head: str, stranger: Path) -> None:
+    """What is too long to be looked through is refused, unless no settings can be in it."""
+    filler = "".join(f"key{n}: [1, 2, 3, 4, 5, 6, 7, 8]\n" for n in range(40_000))
+    (stranger / "long.yaml").write_text(head + filler + "class_path: stranger.evil.Cb\n")
+    with pytest.raises(ValueError, match="too many settings"):
+        unfolded({"gradient": "stranger/long.yaml"})
+    (stranger / "long.csv").write_text("a,b\n" + "1,2\n" * 300_000)
+    (stranger / "long.npz").write_bytes(bytes(range(256)) * 5000)
+    data = {"path": "stranger/long.csv", "root": "stranger/long.npz"}
+    assert unfolded(data) == data
+
+
 def test_trust_looks_into_texts_and_nothing_more(folder: Path) -> None:
     assert unfolded({"prompt": "the class: x", "name": "best-{epoch}", "size": "[3, 4]"}) == {
         "prompt": "the class: x",
