@@ -30,14 +30,14 @@ def error(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.fixture
 def mine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A network of the user's own, in the current folder, with an argument that has no default."""
-    (folder / "mine.py").write_text(
+    (folder / "edges_of_mine.py").write_text(
         "from deq_lightning import MDEQ\n\n\nclass Net(MDEQ):\n"
         "    def __init__(self, width: int, in_channels: int = 1):\n"
         "        super().__init__(in_channels, channels=(4,), groups=2, head_channels=(2,))\n"
     )
     monkeypatch.syspath_prepend(folder)
-    yield "mine.Net"
-    sys.modules.pop("mine", None)
+    yield "edges_of_mine.Net"
+    sys.modules.pop("edges_of_mine", None)
 
 
 def test_edges_of_numbers(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
