@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "deq_lightning"
-LEAVES = {"state", "configured", "files", "perron", "trust"}
+LEAVES = {"state", "configured", "files", "perron", "precision", "trust"}
 MAY_IMPORT = {
     "state": set(),
     "configured": set(),
     "files": {"configured"},
     "perron": set(),
+    "precision": set(),
     "trust": set(),
     "solvers": LEAVES,
     "gradients": {*LEAVES, "solvers"},

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from deq_lightning.models.layers.differentiation import carries_tangent, differentiated
-from deq_lightning.state import full_precision
+from deq_lightning.precision import full_precision
 
 
 class Adjacency:

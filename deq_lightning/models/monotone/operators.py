@@ -17,7 +17,7 @@ from deq_lightning.models.monotone.circulant import (
     filtered,
     transfer,
 )
-from deq_lightning.state import full_precision
+from deq_lightning.precision import full_precision
 
 Tiers = tuple[Tensor, ...]
 

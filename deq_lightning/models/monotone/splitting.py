@@ -11,8 +11,9 @@ from deq_lightning.configured import above, one_of
 from deq_lightning.models.base import ImplicitModel
 from deq_lightning.models.layers.frozen import Freezable
 from deq_lightning.models.monotone.operators import MonotoneMap, MonotoneOperator, Tiers
+from deq_lightning.precision import full_precision
 from deq_lightning.solvers import FixedPointIteration, Solver
-from deq_lightning.state import State, full_precision, parts
+from deq_lightning.state import State, parts
 
 Splitting = Literal["peaceman_rachford", "forward_backward"]
 

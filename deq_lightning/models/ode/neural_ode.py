@@ -9,7 +9,7 @@ from torchdiffeq import odeint_adjoint
 
 from deq_lightning.configured import CombinationError, RunError, above, sizes, whole
 from deq_lightning.models.base import Equilibrium, Network
-from deq_lightning.state import full_precision
+from deq_lightning.precision import full_precision
 
 
 class IntegrationError(RunError):
