@@ -7,6 +7,8 @@ from deq_lightning.configured import NO_DAMPING, at_least, whole, within
 from deq_lightning.solvers.algebra import NO_HISTORY, combination, inner_products
 from deq_lightning.solvers.base import Advance, Solver
 
+LEAST_RIDGE = 8  # in roundings of a 1 on the diagonal: a smaller one would be lost in the products of residuals
+
 
 class Anderson(Solver):
     r"""Takes the combination of the last iterates whose residual is smallest (Anderson acceleration, type II).
@@ -22,7 +24,8 @@ class Anderson(Solver):
         history: iterates remembered, 1 or more. Memory: two states each.
         damping: β in (0, 1]; 1 means no damping.
         ridge: Tikhonov term of the small system, relative to each residual's own scale, so that acceleration does not
-            fade as the residual falls and the answer does not depend on the units of the state. 0 or more.
+            fade as the residual falls and the answer does not depend on the units of the state. 0 or more; a few
+            roundings of the dtype are the least it is, because less would change nothing.
         eval_max_steps: maximum evaluations of f when a model is in evaluation mode; None: as in training.
 
     Raises:
@@ -78,7 +81,7 @@ class Mixing:
         self.gram = z.new_empty(batch, length, length)
         self.scale = z.new_empty(batch, length)  # one over each residual's norm
         self.eye = torch.eye(length, dtype=z.dtype, device=z.device)
-        self.ridge = ridge * self.eye
+        self.ridge = max(ridge, LEAST_RIDGE * torch.finfo(z.dtype).eps) * self.eye
         self.tiny = torch.finfo(z.dtype).tiny
         self.count = 0
 
