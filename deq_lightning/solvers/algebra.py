@@ -20,14 +20,37 @@ def combination(weights: Tensor, history: Tensor) -> Tensor:
     return torch.bmm(weights[:, None], history)[:, 0]
 
 
-def replace_rows(mask: Tensor, old: Tensor, new: Tensor) -> None:
-    """Write the rows of `new` over those of `old` where the (batch,) mask holds; both are (batch, dim).
+def replace_rows(mask: Tensor, old: Tensor, new: Tensor) -> Tensor:
+    """Write the rows of `new` over those of `old` where the (batch,) mask holds, and return `old`; both (batch, dim).
 
     `where` with a mask broadcast along the rows takes time per element, so it is given fewer, wider elements; the bits
     are only copied. Arithmetic with the mask would be as fast, but 0 · NaN is NaN.
     """
-    wide = torch.complex128
-    divides = old.shape[1] * old.element_size() % wide.itemsize == 0 and new.is_contiguous() and old.is_contiguous()
-    if divides and not torch.compiler.is_compiling():  # a compiler fuses the update, but not for complex numbers
-        old, new = old.view(wide), new.view(wide)
-    torch.where(mask[:, None], new, old, out=old)
+    if torch.compiler.is_compiling() or is_batched(mask):  # what is exported may run with a graph; `vmap` cannot write
+        return torch.where(mask[:, None], new, old)
+    wide = _has_wide_rows(old) and _has_wide_rows(new)
+    target, source = (old.view(WIDE), new.view(WIDE)) if wide else (old, new)
+    torch.where(mask[:, None], source, target, out=target)
+    return old
+
+
+def is_batched(state: Tensor) -> bool:
+    """Say whether it stands for several tensors, one for each call that `torch.func.vmap` makes at once."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.is_batchedtensor(state)
+
+
+def batched_like(state: Tensor, other: Tensor) -> Tensor:
+    """Return a state that stands for as many tensors as `other`, of the same shape, does."""
+    return torch.where(torch.ones_like(other, dtype=torch.bool), state, other) if is_batched(other) else state
+
+
+WIDE = torch.complex128
+KNOW_WIDE = ("cpu", "cuda")  # where that was measured; Apple's GPUs do not have the type
+
+
+def _has_wide_rows(state: Tensor) -> bool:
+    """Say whether the memory of a (batch, dim) tensor may be read as wide elements."""
+    share = WIDE.itemsize // state.element_size()
+    places = (state.shape[1], state.stride(0), state.storage_offset())
+    aligned = state.shape[1] > 0 and all(place % share == 0 for place in places)
+    return aligned and state.is_contiguous() and state.device.type in KNOW_WIDE

@@ -2,16 +2,18 @@
 
 import copy
 from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol, final
+from typing import Protocol, final
 
 import torch
 from torch import Tensor
 
 from deq_lightning.configured import Configured, at_least, whole, within
+from deq_lightning.precision import autocast_dtype, full_precision
+from deq_lightning.solvers.algebra import batched_like
 from deq_lightning.solvers.best_iterate import BestIterate
-from deq_lightning.solvers.solution import FixedPointMap, Solution
-from deq_lightning.state import State, autocasts, full_precision, pack, parts, shapes, unpack
+from deq_lightning.solvers.flat_map import FlatMap
+from deq_lightning.solvers.solution import FixedPointMap, Solution, spread
+from deq_lightning.state import State, pack, parts, unpack
 
 # When less than this share of the batch is still running, a map that can be restricted is restricted to it: at most a
 # third of the work goes to finished samples, and copying the history stays rare.
@@ -21,8 +23,8 @@ CROWDED = 0.75
 class Advance(Protocol):
     """The step of a solve: from an iterate, f of it and their difference f(z) − z, each (batch, dim), to the next.
 
-    It must not write to its arguments. If it also has `select(rows)`, which keeps the memory of these samples only,
-    finished samples can leave the solve.
+    It must not write to its arguments, nor keep `fz`, which f may write to. If it also has `select(rows)`, which keeps
+    the memory of these samples only, finished samples can leave the solve.
     """
 
     def __call__(self, z: Tensor, fz: Tensor, gap: Tensor) -> Tensor:
@@ -37,8 +39,9 @@ class Solver(Configured, ABC):
 
     Args:
         max_steps: maximum evaluations of f, 1 or more.
-        rtol: a sample has converged when ‖f(z) − z‖ ≤ atol + rtol·‖f(z)‖; in [0, 1). With both tolerances 0 the whole
-            budget runs and the host never waits for the device.
+        rtol: a sample has converged when ‖f(z) − z‖ ≤ atol + rtol·‖f(z)‖; in [0, 1). Above 0, it has also converged, to
+            the origin, when ‖f(z)‖ and ‖f(z) − z‖ are at most ε times the larger of the two at the start; ε is the
+            rounding of the dtype. With both tolerances 0 the whole budget runs and the host never waits for the device.
         atol: absolute part of the tolerance, in the units of the state's Euclidean norm.
         check_every: evaluations between checks of the stop test (the first check is at the first evaluation). A check
             makes the host wait for the device.
@@ -96,16 +99,20 @@ class Solver(Configured, ABC):
         """Find z = f(z) from `z0`, without a graph.
 
         Args:
-            f: maps a tensor or a tuple of tensors (dimension 0 is the batch) to the same structure and shapes. If it
-                has `subset(rows)`, which returns the map of these samples alone (or None), finished samples are no
-                longer evaluated. If it has a `partition` that is not None, the solver's algebra treats the state as
-                one sample, and stopping, choice and report go by the samples of the partition.
-            z0: the starting point.
+            f: maps a state to the same structure and shapes, without writing to it. If it has `subset(rows)`, which
+                returns the map of these samples alone (or None), finished samples are no longer evaluated. If it has a
+                `partition` that is not None, the solver's algebra treats the state as one sample, and stopping, choice
+                and report go by the samples of the partition.
+            z0: the starting point: a tensor or a pytree of tensors (tuples, dicts and so on), floating-point or
+                complex, whose dimension 0 is the batch. Complex numbers are solved for as pairs of real ones.
             scale: (batch,) what residuals and `rtol` are relative to. None: ‖f(z)‖. A linear system whose right-hand
                 side is b passes ‖b‖: an iterate that is far too long would look good beside its own length.
 
         Returns:
             The solution; `Solution` says how it is chosen.
+
+        Raises:
+            ValueError: if `z0` is no such state, or f breaks its contract.
         """
         return self.run(f, z0, scale)[0]
 
@@ -116,24 +123,31 @@ class Solver(Configured, ABC):
 
         The memory is as large as the solver's history. It is None if samples left the solve before its end.
         """
-        z = pack(z0).detach()
-        flat = FlatMap(f, like=z0, device=z.device.type)
-        best = BestIterate(z, self.atol, self.rtol, scale, getattr(f, "partition", None))
+        z = pack(z0).detach().clone()  # f may write to what the caller holds
+        device = z.device.type
+        flat = FlatMap(f, like=z0, device=device)
+        best = BestIterate(z, self.atol, self.rtol, scale, spread(getattr(f, "partition", None), z0))
         # Without values no stop test is possible: the whole budget runs, and what has converged stays as it is.
         watched = (self.atol > 0 or self.rtol > 0) and not (torch.compiler.is_exporting() or z.is_meta)
-        rounds = any(part.dtype != z.dtype for part in parts(z0))
+        digits = torch.finfo(z.dtype).bits
+        rounds = any(torch.finfo(part.dtype).bits < digits for part in parts(z0))
         # Mixed precision is the map's business; the solver's own products must not be rounded to half.
-        with full_precision(z.device.type):
-            advance = self.start_on(f, z)
+        with full_precision(device):
             for step in range(1, self.max_steps + 1):
                 fz = flat(z)
+                if step == 1:
+                    advance = self.start_on(f, batched_like(z, fz))
                 gap = fz - z
                 best.update(z, fz, gap)
                 running = best.running() if watched and self._looks_at(step) else None
                 if step == self.max_steps or (running is not None and len(running) == 0):
                     break
+                fz, gap = best.without_diverged(z, fz, gap)
                 z = advance(z, fz, gap)
+                own = z is not fz
                 del fz, gap  # two states less while f works
+                if not own:
+                    z = z.clone()  # f may write to what it returned
                 if rounds:
                     z = pack(unpack(z, z0))  # the point that f sees
                 if running is not None and len(running) < CROWDED * len(z) and hasattr(advance, "select"):
@@ -142,50 +156,10 @@ class Solver(Configured, ABC):
                         flat, z = smaller, z[running]
                         advance.select(running)
                         best.select(running)
-        if autocasts(z.device.type):
+        if autocast_dtype(device) is not None:
             # Weights cast without a graph would be reused, without their gradient, by the next evaluation with one.
             torch.clear_autocast_cache()
         return best.solution(like=z0), advance if best.rows is None else None
 
     def _looks_at(self, step: int) -> bool:
         return (step - 1) % self.check_every == 0
-
-
-class FlatMap:
-    """A map of states as a map of (batch, dim) tensors, evaluated under the autocast state of its creator.
-
-    Args:
-        f: the map.
-        like: a state that gives structure, shapes (but for the batch) and dtypes.
-        device: type of the device.
-    """
-
-    def __init__(self, f: FixedPointMap, like: State, device: str) -> None:
-        self.f = f
-        self.like = like
-        self.device = device
-        self.half = torch.get_autocast_dtype(device) if autocasts(device) else None
-
-    def __call__(self, z: Tensor) -> Tensor:
-        """Evaluate f at the (batch, dim) tensor `z`."""
-        state = unpack(z, self.like)
-        with self._autocast():
-            fz = self.f(state)
-        if shapes(fz) != shapes(state):
-            raise ValueError(
-                f"`f` must return the structure and shapes of its argument: {shapes(state)}, got {shapes(fz)}."
-            )
-        return pack(fz)
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        return nullcontext() if self.half is None else torch.autocast(self.device, dtype=self.half)
-
-    def subset(self, rows: Tensor) -> "FlatMap | None":
-        """Return the map of some of the samples, or None where f cannot be restricted."""
-        with self._autocast():
-            f = self.f.subset(rows) if hasattr(self.f, "subset") else None
-        if f is None:
-            return None
-        smaller = copy.copy(self)
-        smaller.f = f
-        return smaller

@@ -1,13 +1,14 @@
 """The inputs and results of a solver."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from deq_lightning.state import State
+from deq_lightning.state import State, pack, parts, shapes
 
 FixedPointMap = Callable[[Any], Any]  # from a State to one of the same structure
 
@@ -27,6 +28,23 @@ class Partition:
     index: Tensor
     count: int
     together: bool = False
+
+
+def spread(partition: Partition | None, z: State) -> Partition | None:
+    """Return the partition of the elements of a packed state: where it is one tensor, that of its rows will do.
+
+    Raises:
+        ValueError: if the rows of the state are not those of the partition.
+    """
+    if partition is None:
+        return None
+    rows, tensors = len(partition.index), parts(z)
+    if any(part.shape[:2] != (1, rows) for part in tensors):
+        raise ValueError(f"With a `partition` of {rows} rows a state must be (1, {rows}, ...), got {shapes(z)}.")
+    if len(tensors) == 1:
+        return partition
+    columns = [partition.index.repeat_interleave(pack(part).shape[1] // rows) for part in tensors]
+    return replace(partition, index=torch.cat(columns))
 
 
 class Status(IntEnum):
@@ -60,9 +78,10 @@ class Solution:
 
     Args:
         z: the fixed point, with the structure of `z0`: for each sample the first iterate that met the tolerance, else
-            the iterate with the lowest residual.
+            the iterate with the lowest residual, and with the smallest ‖f(z) − z‖ where residuals are equal.
         residual: (batch,) ‖f(z) − z‖ / ‖f(z)‖ (or the scale given) of exactly this `z`; infinite if f never returned
-            finite values.
+            finite values. Where ‖f(z)‖ ≤ s = ε·max(‖f(z₀)‖, ‖f(z₀) − z₀‖), with ε the rounding of the dtype, it is
+            relative to s / max(rtol, ε) instead, so that it does not stay constant while z goes to the origin.
         steps: (batch,) evaluations of f until the sample met the tolerance or diverged, else all of them.
         status: (batch,) codes of `Status`.
         evaluations: number of calls of f.
