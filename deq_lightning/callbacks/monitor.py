@@ -15,7 +15,7 @@ from deq_lightning.estimators import gradient_audit, spectral_radius
 from deq_lightning.estimators.modes import differentiable, evaluating, solving
 from deq_lightning.gradients import Implicit
 from deq_lightning.solvers import Status
-from deq_lightning.state import parts
+from deq_lightning.state import parts, rebuild
 from deq_lightning.tasks import ImplicitTask
 
 
@@ -153,9 +153,8 @@ def _estimate(task: ImplicitTask, batch: Any) -> list[dict[str, Tensor]]:
         if solution is None:
             continue
         g = torch.autograd.grad(loss, parts(z), retain_graph=True, materialize_grads=True)
-        structured = g if isinstance(z, tuple) else g[0]
         assert task.gradient is not None  # something was solved
-        audit = gradient_audit(task.gradient, f, solution.z, structured, task.net.parameters())
+        audit = gradient_audit(task.gradient, f, solution.z, rebuild(g, like=z), task.net.parameters())
         values = {"spectral_radius": spectral_radius(f, solution.z).mean(), "gradient_cosine": audit.cosine}
         values |= {"gradient_norm_ratio": audit.norm_ratio, "audit_residual": audit.residual}
         rows.append({name: value.float() for name, value in values.items()})

@@ -77,4 +77,4 @@ def _gradient(
     attached = parts(strategy.attach(f, start))
     incoming = [part.detach().to(output.dtype) for part, output in zip(parts(g), attached, strict=True)]
     gradients = torch.autograd.grad(attached, parameters, incoming, retain_graph=True, materialize_grads=True)
-    return torch.cat([gradient.flatten().double() for gradient in gradients])
+    return torch.cat([gradient.flatten().cpu().double() for gradient in gradients])

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from deq_lightning.configured import whole
 from deq_lightning.gradients.jacobian import Jacobian
+from deq_lightning.precision import full_precision
 from deq_lightning.solvers import FixedPointMap
 from deq_lightning.solvers.algebra import combination, inner_products
 from deq_lightning.state import State, full_precision
@@ -40,8 +41,8 @@ def spectral_radius(f: FixedPointMap, z: State, steps: int = 30) -> Tensor:
     with torch.no_grad(), full_precision(jacobian.leaf.device.type):
         hessenberg = _arnoldi(product, jacobian.leaf, min(steps, jacobian.leaf.shape[1]))
     finite = torch.isfinite(hessenberg).flatten(1).all(dim=1)
-    eigenvalues = torch.linalg.eigvals(torch.where(finite[:, None, None], hessenberg, 0).double().cpu())
-    return torch.where(finite, eigenvalues.abs().amax(dim=1).to(hessenberg), torch.nan)
+    eigenvalues = torch.linalg.eigvals(torch.where(finite[:, None, None], hessenberg, 0).cpu().double())
+    return torch.where(finite, eigenvalues.abs().amax(dim=1).to(hessenberg.dtype).to(hessenberg.device), torch.nan)
 
 
 def _arnoldi(product: Callable[[Tensor], Tensor], like: Tensor, steps: int) -> Tensor:
@@ -50,7 +51,7 @@ def _arnoldi(product: Callable[[Tensor], Tensor], like: Tensor, steps: int) -> T
     basis = like.new_zeros(batch, steps + 1, dim)
     hessenberg = like.new_zeros(batch, steps + 1, steps)
     start = torch.randn(dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    basis[:, 0] = (start / start.norm()).to(like)
+    basis[:, 0] = (start / start.norm()).to(like.dtype).to(like.device)
     for step in range(steps):
         image = product(basis[:, step])
         size = torch.linalg.vector_norm(image, dim=1)

@@ -10,6 +10,7 @@ from deq_lightning.models.graphs.adjacency import GraphBatch, without_values
 from deq_lightning.perron import ROUNDING, perron_eigenvalue, quick_bounds
 
 KEPT = 1_000_000
+BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # of a number, by its bytes
 _eigenvalues: dict[int, float] = {}  # of graphs that the quick bounds leave open, by their fingerprints
 
 
@@ -41,7 +42,7 @@ def fingerprints(batch: GraphBatch) -> Tensor:
     first = nodes.new_zeros(batch.num_graphs).scatter_reduce(0, batch.graph, nodes, "amin", include_self=False)
     graph = batch.graph[edge_index[0]]
     source, target = edge_index - first[graph]
-    mixed = weight.double().view(torch.int64)
+    mixed = weight.view(BITS[weight.element_size()]).long()
     for part in (source, target):  # 64-bit products wrap round, as hashes want it
         mixed = (mixed ^ (mixed >> 29) ^ part) * -7046029254386353131
     return torch.zeros_like(first).index_add(0, graph, mixed ^ (mixed >> 32))
