@@ -10,7 +10,7 @@ from deq_lightning.gradients.jacobian import Jacobian
 from deq_lightning.precision import full_precision
 from deq_lightning.solvers import FixedPointMap
 from deq_lightning.solvers.algebra import combination, inner_products
-from deq_lightning.state import State, full_precision
+from deq_lightning.state import State
 
 
 def spectral_radius(f: FixedPointMap, z: State, steps: int = 30) -> Tensor:

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from deq_lightning.models.cell_map import CellMap, UnknownContainerError
-from deq_lightning.state import State, autocasts, pack, parts
+from deq_lightning.precision import autocast_dtype
+from deq_lightning.state import State, pack, parts
 
 
 class Observations:
@@ -140,8 +141,9 @@ def _precision(fz: State) -> float:
     """Return the relative precision in which a map computes whose value this is."""
     kinds = {part.dtype for part in parts(fz)}
     device = parts(fz)[0].device.type
-    if autocasts(device):
-        kinds.add(torch.get_autocast_dtype(device))
+    half = autocast_dtype(device)
+    if half is not None:
+        kinds.add(half)
     if device == "cuda" and torch.float32 in kinds:
         kinds.add(torch.float16)  # as many digits as the tensor cores take of single precision where they may
     return max(torch.finfo(kind).eps for kind in kinds)
