@@ -3,7 +3,7 @@
 import pytest
 import torch
 from support.problems import matrix, random
-from test_edges import SOLVERS, every_solver, general_solver
+from test_edges_of_maps import SOLVERS, every_solver, general_solver
 from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.utils._pytree import tree_leaves, tree_map

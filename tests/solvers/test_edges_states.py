@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from support.problems import matrix, random, relative_error
-from test_edges import SOLVERS, every_solver, general_solver, same
+from test_edges_of_maps import SOLVERS, every_solver, general_solver, same
 from torch import nn
 from torch.utils._pytree import register_dataclass, tree_leaves, tree_map
 
