@@ -23,7 +23,7 @@ from deq_lightning.app.messages import UsageError
 from deq_lightning.app.parser import Parser, build
 from deq_lightning.app.progress import display, progress
 from deq_lightning.app.runs import SaveConfig, record_of, say
-from deq_lightning.app.selection import Selection, name_several, select_by_task
+from deq_lightning.app.selection import Selection, mode_is_open, name_several, select_by_task
 from deq_lightning.app.stops import Footprint, Stop, stoppable
 from deq_lightning.app.storage import carry, with_storage
 from deq_lightning.callbacks import EMA
@@ -192,6 +192,9 @@ class DEQCLI(LightningCLI):
             check_task(class_of(config.model), self.samples, name)
             filled = fill_sizes(config, self._own(self.typed), self.samples, name)
         if self.printing:
+            if mode_is_open(self._own(self.typed)):
+                mode = self._build_one("model", config).mode_of(config.best_checkpoint.monitor)
+                filled.append(f"--best_checkpoint.mode={mode}")
             self.parser.parse_args([*self.args, *filled])  # prints, and ends the program
         vars(self).pop("config_dump", None)  # Lightning saves hyper-parameters from this dump, made before the sizes
 
@@ -220,7 +223,7 @@ class DEQCLI(LightningCLI):
         rest = self.config.clone()
         own = self._own(rest)
         select_by_task(own.best_checkpoint, self._own(self.typed).get("best_checkpoint"), self.model)
-        if "typed" in self.save_config_kwargs:  # the default would be taken for typed when the run goes on
+        if "typed" in self.save_config_kwargs and mode_is_open(self._own(self.typed)):
             self.save_config_kwargs["typed"].best_checkpoint.mode = own.best_checkpoint.mode
         name_several(own, CHECKPOINTS)
         del own["data"], own["model"]

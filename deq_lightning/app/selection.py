@@ -29,6 +29,16 @@ def select_by_task(best_checkpoint: Namespace, typed: Namespace | None, task: Im
         best_checkpoint.mode = task.mode_of(best_checkpoint.monitor)
 
 
+def mode_is_open(typed: Namespace) -> bool:
+    """Say whether a monitor was typed without its mode: what is recorded then has to say it, or `min` is read back.
+
+    Args:
+        typed: what was typed of the subcommand.
+    """
+    given = typed.get("best_checkpoint") or Namespace()
+    return given.get("monitor") is not None and given.get("mode") is None
+
+
 def name_several(config: Namespace, keys: Iterable[str]) -> None:
     """Give the files of several best checkpoints a name each, by epoch, step and figure.
 

@@ -137,14 +137,17 @@ def test_only_the_parser_of_the_typed_subcommand_is_built(run: Path) -> None:
     assert list(cli._subcommand_parsers) == ["test"]
 
 
-def test_print_config_is_what_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("monitor", [[], ["--best_checkpoint.monitor", "val_acc"]])
+def test_print_config_is_what_runs(folder: Path, capsys: pytest.CaptureFixture[str], monitor: list[str]) -> None:
+    typed = ["fit", *QUICK, "--gradient", "NPG", "--gradient.k", "2", *monitor]
     with pytest.raises(SystemExit):
-        main(["fit", *QUICK, "--gradient", "NPG", "--gradient.k", "2", "--print_config"])
+        main([*typed, "--print_config"])
     printed = yaml.safe_load(capsys.readouterr().out)
-    main(["fit", *QUICK, "--gradient", "NPG", "--gradient.k", "2"])
+    main(typed)
     saved = yaml.safe_load((folder / "checkpoints/digits_upg/config.yaml").read_text())
     assert saved == printed
     assert printed["gradient"]["init_args"]["k"] == 2
+    assert printed["best_checkpoint"]["mode"] == ("max" if monitor else "min")  # unread where the task chooses
 
 
 # --- runs ---
