@@ -31,7 +31,7 @@ def test_the_package_alone_imports_nothing(use: str) -> None:
     ("names", "expected"),
     [
         ("Broyden, Anderson", {"torch"}),
-        ("MDEQ, UPG", LIGHTNING),
+        pytest.param("MDEQ, UPG", LIGHTNING, marks=pytest.mark.slow),
     ],
 )
 def test_a_name_brings_what_it_needs(names: str, expected: set[str]) -> None:
@@ -39,6 +39,7 @@ def test_a_name_brings_what_it_needs(names: str, expected: set[str]) -> None:
     assert {"torch"} <= found <= expected
 
 
+@pytest.mark.slow
 def test_print_config_of_the_digits_brings_what_it_needs(tmp_path: Path) -> None:
     code = (
         "import gc, sys\nfrom deq_lightning.cli import main\n"

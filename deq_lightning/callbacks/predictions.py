@@ -16,6 +16,8 @@ from deq_lightning.files import replacing
 class PredictionWriter(BasePredictionWriter):
     """Writes what `predict` returns as comma-separated values, one row per sample, while it runs.
 
+    Where the data has names, each row also has the sample's file, and the name of the class that is predicted.
+
     Args:
         path: the file; an existing one is replaced once the new one is complete. None: `predictions.csv` beside the
             checkpoint, or in the current folder. With several processes each writes its own, `predictions-1.csv` and so
@@ -58,13 +60,14 @@ class PredictionWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         """Append the rows of a batch, each with the sample's index in its split."""
-        del trainer, pl_module, batch, batch_idx, dataloader_idx
+        del pl_module, batch, batch_idx, dataloader_idx
         columns = {name: values.tolist() for name, values in prediction.items()}
         count = len(next(iter(columns.values())))
-        indices = batch_indices or range(self.rows, self.rows + count)
+        indices = list(batch_indices or range(self.rows, self.rows + count))
+        columns = {"index": indices, **_named(columns, indices, getattr(trainer, "datamodule", None))}
         if self.rows == 0:
-            self._writer.writerow(["index", *columns])
-        self._writer.writerows(zip(indices, *columns.values(), strict=True))
+            self._writer.writerow(columns)
+        self._writer.writerows(zip(*columns.values(), strict=True))
         self.rows += count
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -77,3 +80,13 @@ class PredictionWriter(BasePredictionWriter):
         """Give the draft up; a table from before stays as it was."""
         del trainer, pl_module
         self._open.__exit__(type(exception), exception, exception.__traceback__)
+
+
+def _named(columns: dict[str, list[Any]], indices: list[int], data: Any) -> dict[str, list[Any]]:
+    """Return the columns, and beside them the file of each sample and the name of its class where the data has such."""
+    files, classes = getattr(data, "file_names", None), getattr(data, "class_names", None)
+    if files is not None and max(indices) < len(files):  # rows may be nodes or pixels, and not samples
+        columns = {"file": [files[index] for index in indices], **columns}
+    if classes is not None and "prediction" in columns:
+        columns = columns | {"class": [classes[number] for number in columns["prediction"]]}
+    return columns

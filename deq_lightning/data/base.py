@@ -47,6 +47,16 @@ class Described(pl.LightningDataModule, ABC):
         """Choices that compromise results on this data, in words."""
         return []
 
+    @property
+    def class_names(self) -> Sequence[str] | None:
+        """Names of the classes, in the order of their numbers, where the data has names; known after `setup`."""
+        return None
+
+    @property
+    def file_names(self) -> Sequence[str] | None:
+        """Path of each sample that `predict` sees, in their order, where each is a file; known after `setup`."""
+        return None
+
     def split_sizes(self) -> dict[str, int]:
         """Return the size of each split that `setup` has filled, where it is known."""
         return {}

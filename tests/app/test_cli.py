@@ -132,6 +132,7 @@ def test_a_config_before_the_subcommand_has_a_section_for_each(folder: Path) -> 
     assert cli.trainer.max_steps == 3
 
 
+@pytest.mark.slow
 def test_only_the_parser_of_the_typed_subcommand_is_built(run: Path) -> None:
     cli = main(["test", "--ckpt_path", str(run / "best.ckpt")])
     assert list(cli._subcommand_parsers) == ["test"]

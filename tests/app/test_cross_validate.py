@@ -96,6 +96,7 @@ def test_selecting_on_the_test_fold_is_labelled(root: Path, capsys: pytest.Captu
         assert fold["val"] == fold["test"]["test_acc"]  # they are the same graphs
 
 
+@pytest.mark.slow
 def test_other_settings_do_not_continue(root: Path, capsys: pytest.CaptureFixture) -> None:
     """Neither typed ones nor those of a config that has changed since; in another order they are the same."""
     mine = Path("mine.yaml")

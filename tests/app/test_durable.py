@@ -76,6 +76,7 @@ def test_durable_folders_are_claimed_once(folder: Path) -> None:
     assert all(path.is_dir() for path in claimed)
 
 
+@pytest.mark.slow
 def test_durable_runs_of_the_same_second(folder: Path) -> None:
     command = [
         sys.executable,

@@ -21,7 +21,11 @@ FIT = [
     ("options", "kind"),
     [
         (["--ema.decay", "0.7"], EMA),
-        (["--trainer.callbacks+=EMAWeightAveraging", "--trainer.callbacks.decay=0.7"], EMAWeightAveraging),
+        pytest.param(
+            ["--trainer.callbacks+=EMAWeightAveraging", "--trainer.callbacks.decay=0.7"],
+            EMAWeightAveraging,
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["ours", "Lightning's"],
 )
@@ -41,6 +45,7 @@ def test_durable_the_line_at_the_end_is_what_test_says(
     assert differ
 
 
+@pytest.mark.slow
 def test_durable_two_and_one_epochs_equal_three(folder: Path) -> None:
     fit = [*FIT, "--ema.decay", "0.7", "--test_after_fit", "false"]
     main([*fit, "--name", "whole", "--trainer.max_epochs", "3"])

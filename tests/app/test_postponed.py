@@ -64,10 +64,12 @@ def python(code: str) -> None:
     assert not done.returncode, done.stderr
 
 
+@pytest.mark.slow
 def test_what_waits_is_real_when_it_is_used() -> None:
     python(START + USE)
 
 
+@pytest.mark.slow
 def test_what_is_not_foreseen_only_costs_time() -> None:
     python(OTHER_RELEASE + START + "assert pl.Trainer and sys.modules['torchvision'].ops.nms")
 

@@ -52,6 +52,7 @@ def test_a_fit_is_told_in_few_lines(
     assert lines[-2] == "curves: tensorboard --logdir checkpoints/digits_upg"
 
 
+@pytest.mark.slow
 def test_continuing_and_testing_are_quiet(
     folder: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -38,6 +38,7 @@ def last(run: str) -> dict[str, Any]:
                 ),
             ],
             id="implicit with a schedule",
+            marks=pytest.mark.slow,
         ),
     ],
 )

@@ -35,6 +35,7 @@ def test_it_is_loaded_in_python(old: str) -> None:
     assert task.net.solver.max_steps == 10
 
 
+@pytest.mark.slow
 def test_it_is_continued(old: str) -> None:
     epochs = torch.load(old, weights_only=True)["epoch"] + 2  # the one saved is over
     short = ["--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1", "--test_after_fit", "false"]

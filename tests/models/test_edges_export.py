@@ -44,6 +44,8 @@ GRAPHS = {
     "graphs": lambda solver: IGNNGraphClassifier(5, 2, width=4, depth=1, perron=3.0, solver=solver),
     "nodes": lambda solver: IGNNNodeClassifier(5, 2, [4], perron=3.0, solver=solver),
 }
+LARGE = ["segmentation", "mon_multi", "adaptive"]
+FAMILY_NAMES = [pytest.param(name, marks=[pytest.mark.slow] if name in LARGE else []) for name in FAMILIES]
 SOLVERS = [FixedPointIteration, Anderson, Broyden]
 
 
@@ -83,7 +85,7 @@ def close(graph, module, *inputs):
     torch.testing.assert_close(graph(*inputs), module(*inputs), rtol=1e-8, atol=1e-9)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FAMILY_NAMES)
 def test_edges_export_of_every_family(family):
     """Made without gradients, run with them, for batches of other sizes."""
     torch.manual_seed(0)
@@ -129,7 +131,7 @@ def test_edges_export_of_a_neural_ode_is_refused():
         exported(Prediction(NeuralODE(width=4, image_size=8)).eval(), torch.randn(2, 1, 8, 8))
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, "ode"])
+@pytest.mark.parametrize("family", [*FAMILY_NAMES, "ode"])
 @pytest.mark.parametrize("training", [True, False])
 def test_edges_on_the_meta_device(family, training):
     make = FAMILIES.get(family, lambda solver: NeuralODE(width=4, image_size=8))

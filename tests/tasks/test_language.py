@@ -224,6 +224,7 @@ def state(module: LanguageModeling, running: pl.Trainer, path: Path) -> dict[str
             5,
             {"max_epochs": 2, "limit_train_batches": 5, "limit_val_batches": 0},
             id="after an epoch on a part of the text",
+            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -380,6 +381,7 @@ SMALL = [
 ]
 
 
+@pytest.mark.slow
 def test_a_run_continues_in_the_middle_of_an_epoch_and_then_a_text(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -414,6 +416,7 @@ def test_a_run_continues_in_the_middle_of_an_epoch_and_then_a_text(
     assert "error: no word of the prompt 'zebra zebra' is in the vocabulary." in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_refused_continuation_leaves_the_config(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["fit", *SMALL, "--last_checkpoint.every_n_train_steps", "4", "--name", "whole"])
     config, path = Path("checkpoints/whole/config.yaml"), "checkpoints/whole/last.ckpt"

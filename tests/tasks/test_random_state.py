@@ -24,6 +24,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
+@pytest.mark.slow
 def test_durable_two_processes_with_dropout_resume_bit_for_bit(both: list[dict[str, Any]]) -> None:
     for one in both:
         assert_equal(one["whole"]["weights"], one["parts"]["weights"])
@@ -36,6 +37,7 @@ def test_durable_two_processes_with_dropout_resume_bit_for_bit(both: list[dict[s
     assert not torch.equal(streams[0][0], streams[1][0]) and streams[0][1:] != streams[1][1:]
 
 
+@pytest.mark.slow
 def test_durable_all_processes_stop_where_one_is_not_finite(both: list[dict[str, Any]]) -> None:
     seen = "stopped at step 2: the weights or the optimizer's state {} are not finite. "
     assert both[0]["error"].startswith(seen.format("of another process"))

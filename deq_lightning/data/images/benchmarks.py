@@ -99,6 +99,14 @@ class TorchvisionImages(DataModule):
         channels, *size = self.shape
         return Samples(IMAGES, channels=channels, size=(size[0], size[1]), classes=CLASSES)
 
+    @property
+    def class_names(self) -> Sequence[str] | None:
+        """Names of the classes, where torchvision has them."""
+        images: Any = self.test_set
+        while hasattr(images, "dataset"):  # parts and augmentations are wrapped around it
+            images = images.dataset
+        return getattr(images, "classes", None)
+
     def prepare_data(self) -> None:
         """Download missing files if allowed, and read both splits, so that a bad file stops the run at its start."""
         for split in self.splits:

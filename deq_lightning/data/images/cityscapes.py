@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from zipfile import BadZipFile
 
 import torch
@@ -104,6 +104,11 @@ class Cityscapes(ImageFiles):
     def samples(self) -> Samples:
         """Description of the scenes; those for training are cropped, the others are whole."""
         return Samples(PIXELS, channels=3, classes=CLASSES)
+
+    @property
+    def file_names(self) -> Sequence[str] | None:
+        """Path of each test image under `root`."""
+        return None if self.test_set is None else self._relative(cast(Scenes, self.test_set).images)
 
     def prepare_data(self) -> None:
         """List the files of both splits, so that a missing one stops the run at its start."""

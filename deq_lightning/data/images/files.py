@@ -2,8 +2,9 @@
 
 import copy
 import math
+import os
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -152,6 +153,9 @@ class ImageFiles(DataModule):
             self.val_set = Subset(evaluated, val)
         if stage in ("test", "predict", None):
             self.test_set = self._read("val")
+
+    def _relative(self, paths: Iterable[str]) -> list[str]:
+        return [os.path.relpath(path, Path(self.root).expanduser()) for path in paths]
 
     def _split(self, groups: Sequence[int | str]) -> tuple[list[int], list[int]]:
         """Return the training images to train on and those to validate with."""

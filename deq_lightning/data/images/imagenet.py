@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torchvision import datasets
@@ -71,6 +71,17 @@ class ImageNet(ImageFiles):
             raise self._error(f"there is no folder `{folder}`")
         classes = sum(entry.is_dir() for entry in folder.iterdir())
         return Samples(IMAGES, channels=3, size=(self.image_size, self.image_size), classes=classes or None)
+
+    @property
+    def class_names(self) -> Sequence[str] | None:
+        """Names of the folders."""
+        return None if self.test_set is None else cast(datasets.ImageFolder, self.test_set).classes
+
+    @property
+    def file_names(self) -> Sequence[str] | None:
+        """Path of each test image under `root`."""
+        images = cast(datasets.ImageFolder | None, self.test_set)
+        return None if images is None else self._relative(path for path, _ in images.samples)
 
     def prepare_data(self) -> None:
         """List the files of both splits and compare their classes, so that a fault stops the run at its start."""

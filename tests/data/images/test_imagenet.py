@@ -1,5 +1,6 @@
 """ImageNet's layout: geometry of the transforms, splits, seeds, and what is said of defects."""
 
+import csv
 import os
 import pickle
 import shutil
@@ -8,13 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from PIL import Image
 from support.fake_data import error_of, make_imagenet
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
+from torchvision.datasets import FakeData
 
-from deq_lightning import ImageNet
+from deq_lightning import MDEQ, MNIST, ImageClassification, ImageNet, PredictionWriter
 from deq_lightning.cli import main
 from deq_lightning.data import DatasetNotFoundError, SplitError
 
@@ -277,3 +280,24 @@ def test_a_split_that_does_not_fit_says_what_to_type(root: Path) -> None:
 def test_bad_arguments_are_refused(options: dict[str, object], text: str) -> None:
     with pytest.raises(ValueError, match=text):
         ImageNet(**options)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_edges_predictions_name_file_and_class(root: Path) -> None:
+    data, table = ready(root, eval_batch_size=4), root.parent / "table.csv"
+    task = ImageClassification(MDEQ(num_classes=2, channels=(4,), groups=2, head_channels=(2,), downsample=1))
+    writer = PredictionWriter(str(table))
+    trainer = pl.Trainer(logger=False, enable_progress_bar=False, enable_model_summary=False, callbacks=[writer])
+    trainer.predict(task, data, return_predictions=False)
+    rows = list(csv.DictReader(table.open()))
+    assert list(rows[0])[:2] == ["index", "file"] and list(rows[0])[-1] == "class"
+    assert [row["file"] for row in rows] == [os.path.relpath(path, root) for path, _ in data.test_set.samples]
+    assert [row["class"] for row in rows] == [CLASSES[int(row["prediction"])] for row in rows]
+
+
+def test_edges_names_of_other_data() -> None:
+    data = MNIST()
+    data.test_set = Subset(FakeData(2), [0])
+    assert data.class_names is None
+    data.test_set.dataset.classes = ["zero", "one"]
+    assert data.class_names == ["zero", "one"] and data.file_names is None
