@@ -15,6 +15,15 @@ from support import fake_data
 from deq_lightning.cli import main
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+QUICK = {
+    "digits_upg",
+    "cifar_npg",
+    "mnist_jfb_conv",
+    "mnist_implicit_mon_conv",
+    "pydocs_upg",
+    "proteins_upg",
+    "svhn_node",
+}
 DATA = {
     "mnist": fake_data.make_mnist,
     "svhn": fake_data.make_svhn,
@@ -108,7 +117,12 @@ def test_its_header_names_source_differences_and_results(config: Path) -> None:
     assert max(map(len, header)) <= 120
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def one_of_each_family(path: Path) -> object:
+    """Return the parameter; the other configs of a family are run with the slow tests."""
+    return pytest.param(path, id=path.stem, marks=[] if path.stem in QUICK else [pytest.mark.slow])
+
+
+@pytest.mark.parametrize("config", map(one_of_each_family, CONFIGS))
 def test_it_runs(config: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = config.stem.split("_")[0]
     options = quick(dataset, yaml.safe_load(config.read_text()))

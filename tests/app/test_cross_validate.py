@@ -86,6 +86,7 @@ def test_every_fold_is_a_run_and_an_interruption_changes_nothing(
         assert torch.equal(tensor, parts["state_dict"][name])
 
 
+@pytest.mark.slow
 def test_selecting_on_the_test_fold_is_labelled(root: Path, capsys: pytest.CaptureFixture) -> None:
     main(["cross_validate", *COMMAND, "--select_on_test", "--data.double_test_edges", "true"])
     out = capsys.readouterr().out

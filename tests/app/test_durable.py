@@ -259,6 +259,7 @@ def test_durable_mode_of_a_monitor_that_was_typed(folder: Path) -> None:
     assert (cli.config_init.fit.best_checkpoint.mode, cli.model.mode_of("val_acc")) == ("max", "max")
 
 
+@pytest.mark.slow
 def test_durable_best_in_a_new_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     accuracy_is(monkeypatch, 0.9, 0.5)
     main(ONE)

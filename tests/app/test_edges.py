@@ -69,6 +69,7 @@ def test_edges_of_stopping_early(folder: Path, capsys: pytest.CaptureFixture[str
     assert "LearningRateFinder" in error([*ONE, "--trainer.callbacks", "LearningRateFinder"], capsys)
 
 
+@pytest.mark.slow
 def test_edges_of_names_of_checkpoints(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "there is no run of `digits_upg`" in error(["test", "--config", "digits_upg", "--ckpt_path", "best"], capsys)
     for _ in range(2):

@@ -65,6 +65,7 @@ def test_continuing_and_testing_are_quiet(
         assert re.search(rf"^{split} accuracy 0\.\d+; equilibrium found for 0 % of the samples, 5 st", text, re.M)
 
 
+@pytest.mark.slow
 def test_the_table_of_the_model_is_printed_on_request(
     folder: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -191,6 +192,7 @@ def test_fast_dev_run_has_no_lines(folder: Path, capsys: pytest.CaptureFixture[s
     assert not epoch_lines(capsys.readouterr().out)
 
 
+@pytest.mark.slow
 def test_the_bar_on_a_terminal(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -205,6 +207,7 @@ def test_the_bar_on_a_terminal(
     assert re.search(r"epoch 2/2: \|.* 4/4 .*left=0:00:00, train_loss=[\d.]+, val_acc=[\d.]+, converged=0", out)
 
 
+@pytest.mark.slow
 def test_a_bar_of_the_users_own_wins(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own = ["--trainer.callbacks+=TQDMProgressBar", "--trainer.callbacks.refresh_rate=2"]
     cli = main(["fit", *SHORT, *BAR, *own, "--trainer.max_epochs", "1"])

@@ -185,6 +185,7 @@ def test_an_interruption_before_the_first_step_leaves_nothing(
     assert not files(folder)
 
 
+@pytest.mark.slow
 def test_what_was_there_before_stays(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
