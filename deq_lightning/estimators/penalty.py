@@ -35,7 +35,7 @@ def jacobian_penalty(f: FixedPointMap, z: State, probes: int = 1) -> Tensor:
     """
     whole(1, probes=probes)
     jacobian = Jacobian(f, z)
-    products = [jacobian.transposed(torch.randn_like(jacobian.fz), create_graph=True) for _ in range(probes)]
+    products = [jacobian.transposed(torch.randn_like(jacobian.fz)) for _ in range(probes)]
     return torch.stack([product.square().mean() for product in products]).mean()
 
 

@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 
 from deq_lightning.configured import CombinationError
-from deq_lightning.gradients.adjoint import Adjoint, attach_adjoint
+from deq_lightning.gradients.adjoint import attach_adjoint
 from deq_lightning.gradients.base import GradientStrategy
-from deq_lightning.gradients.jacobian import Jacobian
+from deq_lightning.gradients.jacobian import Product
+from deq_lightning.gradients.root import Adjoint
 from deq_lightning.solvers import GMRES, FixedPointMap, Solution, Solver
+from deq_lightning.solvers.transforms import transformed
 from deq_lightning.state import State
 
 
@@ -59,7 +61,7 @@ class Implicit(GradientStrategy):
         Raises:
             CombinationError: if `reuse_inverse` is set and the solver builds no inverse.
         """
-        if not self.reuse_inverse or not torch.is_grad_enabled():
+        if not self.reuse_inverse or not torch.is_grad_enabled() or transformed():
             return super().solve_and_attach(f, z0, solver)
         solution, memory = solver.run(f, z0)
         inverse = getattr(memory, "transposed_inverse", None)
@@ -68,15 +70,16 @@ class Implicit(GradientStrategy):
             raise CombinationError(
                 f"`reuse_inverse` needs `Broyden` as the model's solver, got `{name}`. Set `net.solver=Broyden()`."
             )
-        return attach_adjoint(f, solution.z, self._adjoint(inverse)), solution
+        adjoint, first = self._adjoint(), self._adjoint(inverse)
+        return attach_adjoint(f, solution.z, adjoint, exact=True, first=first), solution
 
     def attach(self, f: FixedPointMap, z: State) -> State:
-        """Return f(z) with the implicit gradient.
+        """Return f(z) with the implicit gradient, whose derivatives of every order and mode are exact as well.
 
         Backward appends the reports of the adjoint solves, without their `z`, to `adjoint_solutions`; the next `attach`
         begins a new list.
         """
-        return attach_adjoint(f, z, self._adjoint())
+        return attach_adjoint(f, z, self._adjoint(), exact=True)
 
     def _adjoint(self, precondition: Callable[[Tensor], Tensor] | None = None) -> Adjoint:
         """Return the adjoint solve, of w ↦ w + P(Jᵀw + g − w) from P g if there is a preconditioner P."""
@@ -84,16 +87,18 @@ class Implicit(GradientStrategy):
             self.adjoint_solutions = []
         reports = self.adjoint_solutions
 
-        def solve(jacobian: Jacobian, g: Tensor) -> Tensor:
+        def solve(jacobian: Product, g: Tensor) -> Tensor:
             # Scaled to about unit length: otherwise products in half precision could overflow inside the solver, which
             # steps around non-finite values, and a loss scaler would never notice. A power of two keeps every bit.
             norm = torch.linalg.vector_norm(g, dim=1, keepdim=True)
-            size = torch.exp2(torch.frexp(norm).exponent.to(g.dtype))
+            size = norm.clamp_min(torch.finfo(norm.dtype).tiny).log2().floor().exp2()
             unit = g / size
 
             f = AdjointMap(jacobian, unit) if precondition is None else Preconditioned(jacobian, unit, precondition)
+            f.whole_budget = torch.compiler.is_compiling()
             solution = self.adjoint_solver.solve(f, f.start, scale=(norm / size)[:, 0])
-            reports.append(replace(solution, z=()))  # a state kept here would outlive the step
+            if not transformed() and not torch.compiler.is_compiling():
+                reports.append(replace(solution, z=()))  # a state kept here would outlive the step
             assert isinstance(solution.z, Tensor)
             return size * solution.z
 
@@ -108,7 +113,9 @@ class AdjointMap:
         g: (batch, dim) the incoming gradient.
     """
 
-    def __init__(self, jacobian: Jacobian, g: Tensor) -> None:
+    whole_budget = False
+
+    def __init__(self, jacobian: Product, g: Tensor) -> None:
         self.jacobian = jacobian
         self.g = g
         self.start = g
@@ -128,7 +135,9 @@ class Preconditioned:
         inverse: P, an estimate of (I − Jᵀ)⁻¹.
     """
 
-    def __init__(self, jacobian: Jacobian, g: Tensor, inverse: Callable[[Tensor], Tensor]) -> None:
+    whole_budget = False
+
+    def __init__(self, jacobian: Product, g: Tensor, inverse: Callable[[Tensor], Tensor]) -> None:
         self.adjoint = AdjointMap(jacobian, g)
         self.inverse = inverse
         self.start = inverse(g)

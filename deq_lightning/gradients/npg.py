@@ -6,7 +6,7 @@ from torch import Tensor
 from deq_lightning.configured import NO_DAMPING, whole, within
 from deq_lightning.gradients.adjoint import attach_adjoint
 from deq_lightning.gradients.base import ONE_STEP, GradientStrategy
-from deq_lightning.gradients.jacobian import Jacobian
+from deq_lightning.gradients.jacobian import Product
 from deq_lightning.solvers import FixedPointMap
 from deq_lightning.state import State
 
@@ -39,10 +39,13 @@ class NPG(GradientStrategy):
         self.damping = damping
 
     def attach(self, f: FixedPointMap, z: State) -> State:
-        """Return f(z) with the truncated Neumann series as its adjoint."""
+        """Return f(z) with the truncated Neumann series as its adjoint.
+
+        Second derivatives are those of this gradient's formula, in which z is a constant.
+        """
         return attach_adjoint(f, z, self._series)
 
-    def _series(self, jacobian: Jacobian, g: Tensor) -> Tensor:
+    def _series(self, jacobian: Product, g: Tensor) -> Tensor:
         """Sum the series by Horner's scheme: w ← g + B w, k − 1 times."""
         w = g
         for _ in range(self.k - 1):

@@ -6,6 +6,7 @@ from torch.utils.checkpoint import checkpoint
 from deq_lightning.configured import NO_DAMPING, whole, within
 from deq_lightning.gradients.base import ONE_STEP, GradientStrategy
 from deq_lightning.solvers import FixedPointMap
+from deq_lightning.solvers.transforms import transformed
 from deq_lightning.state import State, mix
 
 
@@ -51,7 +52,7 @@ class UPG(GradientStrategy):
         def step(z: State) -> State:
             return mix(z, f(z), self.damping)
 
-        recompute = self.checkpoint and torch.is_grad_enabled()
+        recompute = self.checkpoint and torch.is_grad_enabled() and not transformed()  # they know no checkpoints
         for _ in range(self.k):
             z = checkpoint(step, z, use_reentrant=False) if recompute else step(z)
         return z

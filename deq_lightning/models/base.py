@@ -20,6 +20,7 @@ from deq_lightning.models.starts import Equilibrium as Equilibrium
 from deq_lightning.models.starts import Start as Start
 from deq_lightning.models.starts import state_of
 from deq_lightning.solvers import Anderson, Partition, Solution, Solver
+from deq_lightning.solvers.transforms import vectorising
 from deq_lightning.state import State, parts
 
 OBSERVATIONS = "_observations"  # of the cell, once there are some
@@ -134,7 +135,8 @@ class ImplicitModel(Network):
         solver = self.solver if self.training else self.solver.for_evaluation()
         z0 = self.initial_state(u)
         z0 = z0 if start is None else state_of(start, z0)
-        if self.gradient.unrolled or torch.compiler.is_compiling() or parts(z0)[0].is_meta:
+        f.separable = f.separable and not vectorising()
+        if self.gradient.unrolled or torch.compiler.is_compiling() or parts(z0)[0].is_meta or vectorising():
             z, solution = self.gradient.fixed_point(f, z0, solver)
             return Equilibrium(f, z, solution)
         known = vars(self).setdefault(OBSERVATIONS, Observations(self))

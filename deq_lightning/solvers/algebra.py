@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from deq_lightning.solvers.transforms import is_batched, transformed
+
 # A history of states is stored as (batch, length, dim), and its products are written as a row times a matrix: on CPUs
 # the equivalent matrix times a column is five to ten times slower (torch 2.15, batch 16 to 128, dim 256 to 16384), and
 # einsum picks the slow one.
@@ -26,17 +28,12 @@ def replace_rows(mask: Tensor, old: Tensor, new: Tensor) -> Tensor:
     `where` with a mask broadcast along the rows takes time per element, so it is given fewer, wider elements; the bits
     are only copied. Arithmetic with the mask would be as fast, but 0 · NaN is NaN.
     """
-    if torch.compiler.is_compiling() or is_batched(mask):  # what is exported may run with a graph; `vmap` cannot write
+    if torch.compiler.is_compiling() or transformed():  # what is exported may run with a graph; no transform can write
         return torch.where(mask[:, None], new, old)
     wide = _has_wide_rows(old) and _has_wide_rows(new)
     target, source = (old.view(WIDE), new.view(WIDE)) if wide else (old, new)
     torch.where(mask[:, None], source, target, out=target)
     return old
-
-
-def is_batched(state: Tensor) -> bool:
-    """Say whether it stands for several tensors, one for each call that `torch.func.vmap` makes at once."""
-    return not torch.compiler.is_compiling() and torch._C._functorch.is_batchedtensor(state)
 
 
 def batched_like(state: Tensor, other: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from deq_lightning.solvers.algebra import batched_like
 from deq_lightning.solvers.best_iterate import BestIterate
 from deq_lightning.solvers.flat_map import FlatMap
 from deq_lightning.solvers.solution import FixedPointMap, Solution, spread
+from deq_lightning.solvers.transforms import is_batched
 from deq_lightning.state import State, pack, parts, unpack
 
 # When less than this share of the batch is still running, a map that can be restricted is restricted to it: at most a
@@ -102,7 +103,7 @@ class Solver(Configured, ABC):
             f: maps a state to the same structure and shapes, without writing to it. If it has `subset(rows)`, which
                 returns the map of these samples alone (or None), finished samples are no longer evaluated. If it has a
                 `partition` that is not None, the solver's algebra treats the state as one sample, and stopping, choice
-                and report go by the samples of the partition.
+                and report go by the samples of the partition. If it has a true `whole_budget`, there is no stop test.
             z0: the starting point: a tensor or a pytree of tensors (tuples, dicts and so on), floating-point or
                 complex, whose dimension 0 is the batch. Complex numbers are solved for as pairs of real ones.
             scale: (batch,) what residuals and `rtol` are relative to. None: ‖f(z)‖. A linear system whose right-hand
@@ -128,15 +129,17 @@ class Solver(Configured, ABC):
         flat = FlatMap(f, like=z0, device=device)
         best = BestIterate(z, self.atol, self.rtol, scale, spread(getattr(f, "partition", None), z0))
         # Without values no stop test is possible: the whole budget runs, and what has converged stays as it is.
-        watched = (self.atol > 0 or self.rtol > 0) and not (torch.compiler.is_exporting() or z.is_meta)
+        whole = torch.compiler.is_exporting() or z.is_meta or getattr(f, "whole_budget", False)
+        watched = (self.atol > 0 or self.rtol > 0) and not whole
         digits = torch.finfo(z.dtype).bits
         rounds = any(torch.finfo(part.dtype).bits < digits for part in parts(z0))
         # Mixed precision is the map's business; the solver's own products must not be rounded to half.
         with full_precision(device):
             for step in range(1, self.max_steps + 1):
-                fz = flat(z)
+                fz = flat(z).detach()  # `no_grad` stops the innermost transform alone
                 if step == 1:
                     advance = self.start_on(f, batched_like(z, fz))
+                    watched = watched and not is_batched(fz)
                 gap = fz - z
                 best.update(z, fz, gap)
                 running = best.running() if watched and self._looks_at(step) else None

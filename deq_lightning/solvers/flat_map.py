@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from deq_lightning.precision import autocast, autocast_dtype
-from deq_lightning.solvers.algebra import is_batched
 from deq_lightning.solvers.solution import FixedPointMap
+from deq_lightning.solvers.transforms import is_batched
 from deq_lightning.state import Layout, State, join, matched
 
 WRITES = (

@@ -241,18 +241,6 @@ def test_one_graph_may_be_differentiated_several_times(strategy):
     torch.testing.assert_close(tuple(2 * x for x in first), scaled, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("loss", [torch.sum, lambda z: z.pow(2).sum()], ids=["linear", "quadratic"])
-@pytest.mark.parametrize("strategy", [Implicit(), NPG()], ids=repr)
-@pytest.mark.parametrize("target", ["weight", "injection", "all"])
-def test_double_backward_raises_instead_of_lying(strategy, loss, target):
-    problem = tanh()
-    z, _ = strategy.fixed_point(problem.f, problem.z0, Anderson())
-    inputs = {"weight": [problem.cell.weight], "injection": [problem.u], "all": problem.inputs}[target]
-    with pytest.raises(RuntimeError, match="twice"):
-        first = torch.autograd.grad(loss(z), inputs, create_graph=True)
-        torch.autograd.grad(sum(grad.pow(2).sum() for grad in first), inputs)
-
-
 @pytest.mark.parametrize("scale", [1e-6, 1e9])
 @pytest.mark.parametrize("adjoint", [FixedPointIteration, Anderson, Broyden, GMRES])
 def test_the_scale_of_the_loss_does_not_matter(adjoint, scale):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from deq_lightning.models.layers.differentiation import carries_tangent, differentiated
+from deq_lightning.models.layers.differentiation import differentiated
 from deq_lightning.precision import full_precision
 
 
@@ -52,7 +52,7 @@ class Adjacency:
         bias, x = None if bias is None else bias.to(dtype), x.to(dtype)
         if without_values(x):
             return _add_product(bias, x, self)
-        if differentiated(x) or (bias is not None and carries_tangent(bias)):
+        if differentiated():
             return _AddProduct.apply(bias, x, self)
         return _add_product(bias, x, self)  # on small graphs PyTorch's binding of a Function's arguments takes longer
 

@@ -87,7 +87,7 @@ class RelativeAttention(nn.Module):
         own = self.qkv(z) + u.qkv
         q = self._by_head(own[..., : self.width], 1)[0].contiguous()
         k, v = torch.cat([self._by_head(u.memory, 2), self._by_head(own[..., self.width :], 2)], dim=3).flatten(1, 2)
-        if self.dropout.active or differentiated(z):
+        if self.dropout.active or differentiated():
             heads = torch.bmm(self.dropout(self._scores(q, k, u.positions).softmax(dim=-1)), v)
         else:
             bias = self._bias(q, u.positions).masked_fill(u.positions.future, -math.inf)

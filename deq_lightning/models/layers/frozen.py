@@ -28,7 +28,7 @@ def frozen(module: Module) -> Module:
     A clone rather than a mode of the module: a map built on it stays the same function for as long as anybody holds it,
     so that several equilibria of one module can be differentiated together, backward may evaluate it again, and audits
     may come later. Call it with gradients on if the frozen tensors must reach their parameters. Only the modules on the
-    way to a freezable layer are copied.
+    way to a freezable layer are copied, and to one whose parameters `torch.func.functional_call` has replaced for now.
     """
     return _clone(module, {})
 
@@ -38,14 +38,21 @@ def _clone(module: Module, clones: dict[nn.Module, nn.Module]) -> Module:
     if module in clones:
         return cast(Module, clones[module])
     children = {name: None if child is None else _clone(child, clones) for name, child in module._modules.items()}
-    clone = module
-    if isinstance(module, Freezable) or any(child is not module._modules[name] for name, child in children.items()):
+    clone, swapped = module, _swapped(module)
+    below = any(child is not module._modules[name] for name, child in children.items())
+    if isinstance(module, Freezable) or swapped or below:
         clone = copy.copy(module)
         clone.__dict__["_modules"] = children
+    if swapped:
+        clone.__dict__.update(_parameters=dict(module._parameters), _buffers=dict(module._buffers))
     if isinstance(clone, Freezable):
         clone.freeze()
     clones[module] = clone
     return clone
+
+
+def _swapped(module: nn.Module) -> bool:
+    return any(not isinstance(part, nn.Parameter | None) for part in module._parameters.values())
 
 
 class VariationalDropout(Freezable):
