@@ -354,7 +354,7 @@ def test_edges_second_derivatives_of_tensors_that_are_no_leaves(place):
             "argument": partial(lambda u, z: torch.tanh(z @ W.T + u), u),
             "module": lambda z: torch.tanh(z @ W.T + holder.u),
             "object": tanh(dim=4).f,
-            "list": lambda z, us=[u]: torch.tanh(z @ W.T + us[0]),  # noqa: B006
+            "list": lambda z, us=[u]: torch.tanh(z @ W.T + us[0]),
             "global": lambda z: torch.tanh(z @ W.T + SOMEWHERE),
         }
         globals()["SOMEWHERE"] = u

@@ -107,6 +107,19 @@ class _AddProduct(torch.autograd.Function):
     def jvp(ctx: FunctionCtx, bias_tangent: Tensor | None, tangent: Tensor, _: None) -> Tensor:
         return ctx.adjacency.add_product(bias_tangent, tangent)  # type: ignore[attr-defined]
 
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, int | None, None], bias: Tensor | None, x: Tensor, adjacency: Adjacency
+    ) -> tuple[Tensor, int]:
+        """Multiply with all at once, side by side."""
+
+        def beside(part: Tensor, dim: int | None) -> Tensor:
+            whole = part[:, None].expand(-1, info.batch_size, -1) if dim is None else part.movedim(dim, 1)
+            return whole.flatten(1)
+
+        product = adjacency.add_product(None if bias is None else beside(bias, in_dims[0]), beside(x, in_dims[1]))
+        return product.unflatten(1, (info.batch_size, -1)), 1
+
 
 class GraphBatch(NamedTuple):
     """Graphs side by side as one, whose adjacency is block-diagonal."""
