@@ -3,12 +3,14 @@
 from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import islice
+from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import Node
 
+PLAIN = (type, str, bytes, int, float, ModuleType)
 FAR = 10_000  # objects looked at, nearest first
 
 Edge = tuple[Node, int]  # a node and the number of one of its outputs
@@ -84,9 +86,11 @@ def _tensors_of(root: Any) -> Iterator[Tensor]:
 
 def _parts(part: Any) -> Iterator[Any]:
     """Yield what an object refers to: a function, a method, a container, or anything with attributes."""
-    if isinstance(part, (type, str, bytes, int, float)) or type(part).__name__ == "module":
+    if part is None or isinstance(part, PLAIN):
         return
-    if isinstance(part, dict):
+    if isinstance(part, nn.Module):
+        yield from vars(part).values()
+    elif isinstance(part, dict):
         yield from part.values()
     elif isinstance(part, (list, tuple, set)):
         yield from islice(part, FAR)
