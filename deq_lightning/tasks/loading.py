@@ -1,6 +1,7 @@
 """The task of any checkpoint, without naming its class."""
 
 import importlib
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,11 @@ def load(path: str | Path, trust_config: bool = False, **options: Any) -> Any:
             task that win over the saved ones.
 
     Raises:
-        ValueError: if the file is no checkpoint of a task, does not say how its network is made, or names a class that
-            is not of this program or the libraries it is made for.
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is damaged, is no checkpoint of a task, does not say how its network is made, or names
+            a class that is not of this program or the libraries it is made for.
     """
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    checkpoint = _read(path)
     if not isinstance(checkpoint, Mapping) or "state_dict" not in checkpoint:
         raise ValueError(f"`{path}` is not a checkpoint of a task: it has no `state_dict`.")
     parts = _parts(checkpoint, Path(path))
@@ -52,6 +54,21 @@ def load(path: str | Path, trust_config: bool = False, **options: Any) -> Any:
     if parts.get("gradient"):
         _give_gradient(task, parts["gradient"], checkpoint)
     return task.eval()
+
+
+def _read(path: str | Path) -> Any:
+    """Return what the file holds, if that is plain data."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"`{path}` is not a checkpoint, or holds more than tensors and plain data, which could execute code. "
+            "Use a checkpoint written by `fit` or a trainer."
+        ) from error
+    except Exception as error:  # whatever reading a damaged archive may raise
+        raise ValueError(f"`{path}` is damaged or not a checkpoint. Use another one of that run.") from error
 
 
 def _parts(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The task of any checkpoint."""
 
+import pickle
 import re
 from pathlib import Path
 
@@ -86,3 +87,21 @@ def test_edges_load_of_something_else(tmp_path):
     torch.save([1], tmp_path / "x.ckpt")
     with pytest.raises(ValueError, match=r"x.ckpt` is not a checkpoint of a task: it has no `state_dict`.$"):
         deq_lightning.load(tmp_path / "x.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"PK\x03\x04 cut short", "is damaged or not a checkpoint. Use another one of that run."),
+        (b"not a checkpoint", "is not a checkpoint, or holds more than tensors and plain data, which could"),
+        (pickle.dumps(print), "is not a checkpoint, or holds more than tensors and plain data, which could"),
+    ],
+    ids=["cut short", "text", "pickle"],
+)
+def test_edges_load_of_what_is_none_is_one_line(content, message, tmp_path):
+    path = tmp_path / "x.ckpt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"^{re.escape(f'`{path}` {message}')}"):
+        deq_lightning.load(path)
+    with pytest.raises(FileNotFoundError):
+        deq_lightning.load(tmp_path / "none.ckpt")

@@ -275,3 +275,27 @@ def test_edges_ordinary_problems_are_decided_by_the_relative_test():
     solution = FixedPointIteration(200, 1e-6, check_every=1).solve(problem.f, problem.z0)
     gap = problem.f(solution.z) - solution.z
     assert torch.equal(solution.residual, gap.detach().norm(dim=1) / problem.f(solution.z).detach().norm(dim=1))
+
+
+@pytest.mark.parametrize("solver", [FixedPointIteration, Anderson, Broyden])
+def test_edges_samples_that_depend_on_each_other_stop_together(solver):
+    """With the tolerance met by the worst of them, at the fixed point of the dense system of all."""
+    torch.manual_seed(0)
+    rows, width = 4, 3
+    dense = torch.randn(rows * width, rows * width).double()
+    dense *= 0.5 / torch.linalg.matrix_norm(dense, 2)
+    b = torch.randn(rows * width).double() * torch.tensor([1.0, 1e-3, 1.0, 10.0]).double().repeat_interleave(width)
+
+    class Coupled:
+        partition = Partition(torch.arange(rows), rows, together=True)
+
+        def __call__(self, z):
+            return (z.reshape(-1) @ dense.T + b).view(1, rows, width)
+
+    solution = solver(80, rtol=1e-8, check_every=1).solve(Coupled(), torch.zeros(1, rows, width).double())
+    exact = torch.linalg.solve(torch.eye(rows * width).double() - dense, b).view(1, rows, width)
+    assert torch.allclose(solution.z, exact, rtol=1e-6, atol=1e-10)
+    assert len(set(solution.steps.tolist())) == 1 and (solution.status == Status.converged).all()
+    fz = Coupled()(solution.z)
+    residual = (fz - solution.z)[0].norm(dim=1) / fz[0].norm(dim=1)
+    assert torch.allclose(solution.residual, residual) and residual.max() <= 1e-8
