@@ -1,16 +1,21 @@
 """Where a graph begins: the tensors that a map uses and has not made."""
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from functools import partial
 from itertools import islice
-from types import ModuleType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
-from torch import Tensor, nn
+from pytorch_lightning.callbacks import Callback
+from torch import Tensor
 from torch.autograd.graph import Node
 
-PLAIN = (type, str, bytes, int, float, ModuleType)
+# What has no tensors of the map, and of what belongs to a run what leads everywhere.
+ENDS = (type(None), type, str, bytes, int, float, ModuleType, Callback, pl.Trainer)
 FAR = 10_000  # objects looked at, nearest first
 
 Edge = tuple[Node, int]  # a node and the number of one of its outputs
@@ -80,28 +85,30 @@ def _tensors_of(root: Any) -> Iterator[Tensor]:
         seen[id(part)] = part
         if isinstance(part, Tensor):
             yield part
-        else:
+        elif not isinstance(part, ENDS):
             queue.extend(_parts(part))
 
 
-def _parts(part: Any) -> Iterator[Any]:
-    """Yield what an object refers to: a function, a method, a container, or anything with attributes."""
-    if part is None or isinstance(part, PLAIN):
-        return
-    if isinstance(part, nn.Module):
-        yield from vars(part).values()
-    elif isinstance(part, dict):
-        yield from part.values()
-    elif isinstance(part, (list, tuple, set)):
-        yield from islice(part, FAR)
-    else:
-        for cell in getattr(part, "__closure__", None) or ():
-            try:
-                yield cell.cell_contents
-            except ValueError:  # not filled yet
-                pass
-        names = getattr(getattr(part, "__code__", None), "co_names", ())
-        yield from (part.__globals__.get(name) for name in names)
-        for name in ("__self__", "__func__", "__defaults__", "__kwdefaults__", "func", "args", "keywords"):
-            yield getattr(part, name, None)
-        yield from getattr(part, "__dict__", {}).values()
+def _parts(part: Any) -> Iterable[Any]:
+    """Return what an object refers to: a function, a method, a container, a module, or a plain object."""
+    match part:
+        case dict():
+            return part.values()
+        case list() | tuple() | set():
+            return islice(part, FAR)
+        case partial():
+            return part.func, part.args, part.keywords
+        case MethodType():
+            return part.__self__, part.__func__
+        case FunctionType():
+            return _of_function(part)
+    return getattr(part, "__dict__", {}).values()
+
+
+def _of_function(function: FunctionType) -> Iterator[Any]:
+    """Yield what a function refers to: by its closure, its defaults and its global names."""
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # not filled yet
+            yield cell.cell_contents
+    yield from (function.__defaults__, function.__kwdefaults__)
+    yield from (function.__globals__.get(name) for name in function.__code__.co_names)
