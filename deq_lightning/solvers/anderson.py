@@ -5,7 +5,7 @@ from torch import Tensor
 
 from deq_lightning.configured import NO_DAMPING, at_least, whole, within
 from deq_lightning.solvers.algebra import NO_HISTORY, combination, inner_products
-from deq_lightning.solvers.base import Advance, Solver
+from deq_lightning.solvers.base import Advance, Keep, Solver
 
 LEAST_RIDGE = 8  # in roundings of a 1 on the diagonal: a smaller one would be lost in the products of residuals
 
@@ -27,6 +27,8 @@ class Anderson(Solver):
             fade as the residual falls and the answer does not depend on the units of the state. 0 or more; a few
             roundings of the dtype are the least it is, because less would change nothing.
         eval_max_steps: maximum evaluations of f when a model is in evaluation mode; None: as in training.
+        keep: which iterate a spent budget hands back, as for `Solver`.
+        min_steps: lowest of the random budgets of training, as for `Solver`. None: always `max_steps`.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -46,8 +48,10 @@ class Anderson(Solver):
         damping: float = 1.0,
         ridge: float = 1e-8,
         eval_max_steps: int | None = None,
+        keep: Keep = "best",
+        min_steps: int | None = None,
     ) -> None:
-        super().__init__(max_steps, rtol, atol, check_every, eval_max_steps)
+        super().__init__(max_steps, rtol, atol, check_every, eval_max_steps, keep, min_steps)
         whole(1, NO_HISTORY, history=history)
         self.history = history
         within("(0, 1]", NO_DAMPING, damping=damping)
@@ -57,7 +61,7 @@ class Anderson(Solver):
 
     def start(self, z: Tensor) -> Advance:
         """Begin a solve with room for `history` iterates, or for the whole budget where that is smaller."""
-        return Mixing(z, min(self.history, self.max_steps), self.damping, self.ridge)
+        return Mixing(z, min(self.history, self.budget), self.damping, self.ridge)
 
 
 class Mixing:

@@ -2,12 +2,12 @@
 
 import copy
 from abc import ABC, abstractmethod
-from typing import Protocol, final
+from typing import Any, Literal, Protocol, final, get_args
 
 import torch
 from torch import Tensor
 
-from deq_lightning.configured import Configured, at_least, whole, within
+from deq_lightning.configured import Configured, at_least, one_of, whole, within
 from deq_lightning.precision import autocast_dtype, full_precision
 from deq_lightning.solvers.algebra import batched_like
 from deq_lightning.solvers.best_iterate import BestIterate
@@ -19,6 +19,8 @@ from deq_lightning.state import State, pack, parts, unpack
 # When less than this share of the batch is still running, a map that can be restricted is restricted to it: at most a
 # third of the work goes to finished samples, and copying the history stays rare.
 CROWDED = 0.75
+
+Keep = Literal["best", "last"]
 
 
 class Advance(Protocol):
@@ -47,13 +49,21 @@ class Solver(Configured, ABC):
         check_every: evaluations between checks of the stop test (the first check is at the first evaluation). A check
             makes the host wait for the device.
         eval_max_steps: maximum evaluations of f when a model is in evaluation mode, 1 or more. None: as in training.
-            `solve` itself knows no modes: a model asks for `for_evaluation()`.
+            `solve` itself knows no modes: a model asks for `for_mode`.
+        keep: which iterate a sample gets that has spent its budget: the one with the lowest residual, `best`, or the
+            `last`, to which f has been applied `max_steps` times. While information still travels through a long input
+            the residual stays on a plateau, and the lowest may be an early one; a state that is carried on needs the
+            last. One more evaluation measures its residual.
+        min_steps: if given, each solve in training mode has a random budget, uniform from `min_steps` to `max_steps`,
+            drawn from PyTorch's generator: the model then learns to use few evaluations and many. None: `max_steps`.
 
     Raises:
         ValueError: if an argument is out of its range.
     """
 
     eval_max_steps: int | None = None
+    keep: Keep = "best"
+    min_steps: int | None = None
 
     def __init__(
         self,
@@ -62,10 +72,15 @@ class Solver(Configured, ABC):
         atol: float = 0.0,
         check_every: int = 4,
         eval_max_steps: int | None = None,
+        keep: Keep = "best",
+        min_steps: int | None = None,
     ) -> None:
         whole(1, max_steps=max_steps, check_every=check_every)
         if eval_max_steps is not None:
             whole(1, "Leave it out for the budget of training.", eval_max_steps=eval_max_steps)
+        if min_steps is not None:
+            whole(1, "Leave it out for a fixed budget.", most=max_steps, min_steps=min_steps)
+        one_of(get_args(Keep), keep=keep)
         within("[0, 1)", "At 1 a solve would end where it starts.", rtol=rtol)
         at_least(0, atol=atol)
         self.max_steps = max_steps
@@ -73,6 +88,8 @@ class Solver(Configured, ABC):
         self.atol = atol
         self.check_every = check_every
         self.eval_max_steps = eval_max_steps
+        self.keep = keep
+        self.min_steps = min_steps
 
     @abstractmethod
     def start(self, z: Tensor) -> Advance:
@@ -87,12 +104,27 @@ class Solver(Configured, ABC):
         del f
         return self.start(z)
 
+    @property
+    def budget(self) -> int:
+        """Evaluations that a solve may take: with `keep="last"`, one more than `max_steps` measures the residual."""
+        return self.max_steps + (self.keep == "last")
+
+    def for_mode(self, training: bool) -> "Solver":
+        """Return the solver as a model uses it in training, with a budget that is drawn, or in evaluation mode."""
+        if training and self.min_steps is not None:
+            return self.changed(max_steps=int(torch.randint(self.min_steps, self.max_steps + 1, ())))
+        if not training and self.eval_max_steps is not None:
+            return self.changed(max_steps=self.eval_max_steps)
+        return self
+
     def for_evaluation(self) -> "Solver":
         """Return the solver with its budget for evaluation mode."""
-        if self.eval_max_steps is None:
-            return self
+        return self.for_mode(training=False)
+
+    def changed(self, **settings: Any) -> "Solver":
+        """Return a copy with other settings, which are not checked."""
         other = copy.copy(self)
-        other.max_steps = self.eval_max_steps
+        vars(other).update(settings)
         return other
 
     @final
@@ -127,7 +159,8 @@ class Solver(Configured, ABC):
         z = pack(z0).detach().clone()  # f may write to what the caller holds
         device = z.device.type
         flat = FlatMap(f, like=z0, device=device)
-        best = BestIterate(z, self.atol, self.rtol, scale, spread(getattr(f, "partition", None), z0))
+        partition = spread(getattr(f, "partition", None), z0)
+        best = BestIterate(z, self.atol, self.rtol, scale, partition, last=self.keep == "last")
         # Without values no stop test is possible: the whole budget runs, and what has converged stays as it is.
         whole = torch.compiler.is_exporting() or z.is_meta or getattr(f, "whole_budget", False)
         watched = (self.atol > 0 or self.rtol > 0) and not whole
@@ -135,7 +168,7 @@ class Solver(Configured, ABC):
         rounds = any(torch.finfo(part.dtype).bits < digits for part in parts(z0))
         # Mixed precision is the map's business; the solver's own products must not be rounded to half.
         with full_precision(device):
-            for step in range(1, self.max_steps + 1):
+            for step in range(1, self.budget + 1):
                 fz = flat(z).detach()  # `no_grad` stops the innermost transform alone
                 if step == 1:
                     advance = self.start_on(f, batched_like(z, fz))
@@ -143,7 +176,7 @@ class Solver(Configured, ABC):
                 gap = fz - z
                 best.update(z, fz, gap)
                 running = best.running() if watched and self._looks_at(step) else None
-                if step == self.max_steps or (running is not None and len(running) == 0):
+                if step == self.budget or (running is not None and len(running) == 0):
                     break
                 fz, gap = best.without_diverged(z, fz, gap)
                 z = advance(z, fz, gap)

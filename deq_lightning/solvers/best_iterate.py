@@ -23,6 +23,7 @@ class BestIterate:
         rtol: tolerance relative to the scale.
         scale: (batch,) what residuals are relative to. None: ‖f(z)‖.
         partition: the samples, where they are not the rows of `z`.
+        last: whether a running sample keeps its last finite iterate rather than the one with the lowest key.
     """
 
     def __init__(
@@ -32,11 +33,13 @@ class BestIterate:
         rtol: float,
         scale: Tensor | None = None,
         partition: Partition | None = None,
+        last: bool = False,
     ) -> None:
         self.z = z.clone()
         self.partition = partition
         self.atol = atol
         self.rtol = rtol
+        self.last = last
         self.scale = scale
         self.info = torch.finfo(z.dtype)
         # A tensor on the device, because a number would be converted to one at every use.
@@ -62,6 +65,8 @@ class BestIterate:
             key, distance = (values.amax().expand_as(values) for values in (key, distance))
         # On its way to the origin an iteration may have the same residual at every step, but for rounding.
         closer = torch.where(distance < self.distance, self.bound * self.equal, self.bound)
+        if self.last:  # any finite one, while the sample runs
+            closer = torch.where(self.bound > -torch.inf, torch.inf, self.bound)
         better = key < closer
         self.distance = torch.where(better, distance, self.distance)
         self._replace(better, z)

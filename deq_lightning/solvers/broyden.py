@@ -5,7 +5,7 @@ from torch import Tensor
 
 from deq_lightning.configured import whole
 from deq_lightning.solvers.algebra import NO_HISTORY, combination, inner_products
-from deq_lightning.solvers.base import Advance, Solver
+from deq_lightning.solvers.base import Advance, Keep, Solver
 
 
 class Broyden(Solver):
@@ -22,6 +22,8 @@ class Broyden(Solver):
         history: pairs (outer products) remembered, 1 or more; once they are full, all but the newest pair are
             forgotten. Memory: two states each, never more than the budget needs.
         eval_max_steps: maximum evaluations of f when a model is in evaluation mode; None: as in training.
+        keep: which iterate a spent budget hands back, as for `Solver`.
+        min_steps: lowest of the random budgets of training, as for `Solver`. None: always `max_steps`.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -39,14 +41,16 @@ class Broyden(Solver):
         check_every: int = 4,
         history: int = 12,
         eval_max_steps: int | None = None,
+        keep: Keep = "best",
+        min_steps: int | None = None,
     ) -> None:
-        super().__init__(max_steps, rtol, atol, check_every, eval_max_steps)
+        super().__init__(max_steps, rtol, atol, check_every, eval_max_steps, keep, min_steps)
         whole(1, NO_HISTORY, history=history)
         self.history = history
 
     def start(self, z: Tensor) -> Advance:
         """Begin a solve with room for `history` pairs, or for the whole budget where that is smaller."""
-        return InverseUpdates(z, min(self.history, max(self.max_steps - 1, 1)))
+        return InverseUpdates(z, min(self.history, max(self.budget - 1, 1)))
 
 
 class InverseUpdates:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from deq_lightning.configured import whole
 from deq_lightning.solvers.algebra import NO_HISTORY, combination, inner_products
-from deq_lightning.solvers.base import Advance, Solver
+from deq_lightning.solvers.base import Advance, Keep, Solver
 
 
 class GMRES(Solver):
@@ -23,6 +23,8 @@ class GMRES(Solver):
         check_every: evaluations between checks of the stop test.
         history: directions remembered before it restarts, 1 or more. Memory: two states each.
         eval_max_steps: maximum evaluations of f when a model is in evaluation mode; None: as in training.
+        keep: which iterate a spent budget hands back, as for `Solver`.
+        min_steps: lowest of the random budgets of training, as for `Solver`. None: always `max_steps`.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -41,14 +43,16 @@ class GMRES(Solver):
         check_every: int = 4,
         history: int = 12,
         eval_max_steps: int | None = None,
+        keep: Keep = "best",
+        min_steps: int | None = None,
     ) -> None:
-        super().__init__(max_steps, rtol, atol, check_every, eval_max_steps)
+        super().__init__(max_steps, rtol, atol, check_every, eval_max_steps, keep, min_steps)
         whole(1, NO_HISTORY, history=history)
         self.history = history
 
     def start(self, z: Tensor) -> Advance:
         """Begin a solve with room for `history` directions, or for the whole budget where that is smaller."""
-        return ConjugateResiduals(z, min(self.history, self.max_steps))
+        return ConjugateResiduals(z, min(self.history, self.budget))
 
 
 class ConjugateResiduals:

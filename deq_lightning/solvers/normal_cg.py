@@ -31,6 +31,8 @@ class NormalCG(Solver):
         atol: absolute part of the tolerance.
         check_every: steps between checks of the stop test.
         eval_max_steps: unused, because adjoint systems are not solved in evaluation.
+        keep: which iterate a spent budget hands back, as for `Solver`.
+        min_steps: unused, for the same reason as `eval_max_steps`.
 
     Raises:
         ValueError: if an argument is out of its range.

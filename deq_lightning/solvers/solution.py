@@ -78,7 +78,8 @@ class Solution:
 
     Args:
         z: the fixed point, with the structure of `z0`: for each sample the first iterate that met the tolerance, else
-            the iterate with the lowest residual, and with the smallest ‖f(z) − z‖ where residuals are equal.
+            the iterate with the lowest residual, and with the smallest ‖f(z) − z‖ where residuals are equal; or the
+            last one, if the solver keeps that.
         residual: (batch,) ‖f(z) − z‖ / ‖f(z)‖ (or the scale given) of exactly this `z`; infinite if f never returned
             finite values. Where ‖f(z)‖ ≤ s = ε·max(‖f(z₀)‖, ‖f(z₀) − z₀‖), with ε the rounding of the dtype, it is
             relative to s / max(rtol, ε) instead, so that it does not stay constant while z goes to the origin.

@@ -239,7 +239,8 @@ def test_repr_copy_and_pickle_give_the_same_solver(solver):
 
 
 def test_repr_is_the_constructor_call():
-    assert repr(Broyden(history=3)) == "Broyden(max_steps=30, rtol=0.001, atol=0.0, check_every=4, history=3)"
+    expected = "Broyden(max_steps=30, rtol=0.001, atol=0.0, check_every=4, history=3, keep='best')"
+    assert repr(Broyden(history=3)) == expected
 
 
 def test_every_status_has_a_sentence():
