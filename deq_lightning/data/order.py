@@ -1,6 +1,7 @@
 """The order of training samples and their random draws, reproducible when a run resumes."""
 
-from collections.abc import Iterator, Sized
+from collections.abc import Iterable, Iterator, Sized
+from itertools import islice
 from typing import Any, cast
 
 import numpy as np
@@ -66,14 +67,54 @@ class SeededDraws(Dataset[Any]):
             return self.dataset[index]
 
 
+class Rest:
+    """What is left of a sampler's pass after a number of samples; its length stays that of the whole pass.
+
+    Args:
+        sampler: the sampler.
+        seen: samples that have been drawn.
+    """
+
+    def __init__(self, sampler: Iterable[int], seen: int) -> None:
+        self.sampler = sampler
+        self.seen = seen
+
+    def __len__(self) -> int:
+        return len(cast(Sized, self.sampler))
+
+    def __iter__(self) -> Iterator[int]:
+        return islice(self.sampler, self.seen, None)
+
+
 class TrainLoader(DataLoader[Any]):
-    """A DataLoader that reads its sampler's epoch when the first batch is requested.
+    """A DataLoader that reads its sampler's epoch when the first batch is requested, and goes on within an epoch.
 
     A plain DataLoader's workers prefetch as soon as an iterator exists, and Lightning makes a resumed run's iterator
-    before it sets the epoch: the first resumed epoch would repeat the order of epoch 0.
+    before it sets the epoch: the first resumed epoch would repeat the order of epoch 0. It would also begin an epoch
+    that was interrupted with the batches that it began with before; Lightning saves `state_dict` in checkpoints.
     """
+
+    _seen = 0  # batches of this pass that have been handed over
+    _skipped = 0  # batches of the next pass that a run has had before it was resumed
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator: nothing runs before the first `next`
         if isinstance(self.dataset, SeededDraws):
             self.dataset.epoch.fill_(getattr(self.sampler, "epoch", 0))
-        yield from super().__iter__()
+        self._seen, self._skipped = self._skipped, 0
+        batches: Any = self.batch_sampler
+        whole = batches.sampler
+        batches.sampler = Rest(whole, self._seen * batches.batch_size)
+        try:
+            for batch in super().__iter__():
+                self._seen += 1
+                yield batch
+        finally:
+            batches.sampler = whole
+
+    def state_dict(self) -> dict[str, int]:
+        """Return how many batches of the epoch have been handed over."""
+        return {"batches": self._seen % max(len(self), 1)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Leave out as many at the begin of the next pass."""
+        self._skipped = state["batches"]

@@ -1,12 +1,13 @@
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.demos.boring_classes import BoringModel
-from support.runs import TINY
+from support.runs import TINY, digits_task
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
@@ -199,6 +200,32 @@ def test_a_resumed_run_sees_the_same_batches(tmp_path: Path, num_workers: int, a
     fit(tmp_path / "part", 1, Digits(**arguments), at_epoch_end)
     rest = fit(tmp_path / "part", 3, Digits(**arguments), resume=str(tmp_path / "part" / "last.ckpt")).seen
     assert rest == {epoch: whole[epoch] for epoch in (1, 2)}
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_run_goes_on_within_an_epoch(tmp_path: Path, num_workers: int) -> None:
+    """With shuffling and random transforms, in the batch after the last one that was trained on."""
+
+    class Batches(pl.Callback):
+        def __init__(self) -> None:
+            self.seen: list[Tensor] = []
+
+        def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, *_: Any) -> None:
+            del trainer, pl_module
+            self.seen.append(batch[0])
+
+    def fit(steps: int, resume: str | None = None) -> list[Tensor]:
+        batches, last = Batches(), ModelCheckpoint(tmp_path, str(steps), every_n_train_steps=steps)
+        options = dict(logger=False, enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0)
+        trainer = pl.Trainer(max_steps=steps, callbacks=[batches, last], **options)
+        trainer.fit(digits_task(), Digits(batch_size=400, num_workers=num_workers), ckpt_path=resume)
+        return batches.seen
+
+    whole = fit(8)
+    assert [len(batch) for batch in whole[:4]] == [400, 400, 367, 400]
+    first = fit(5)
+    rest = fit(8, str(tmp_path / "5.ckpt"))
+    assert all(torch.equal(*pair) for pair in zip([*first, *rest], whole, strict=True))
 
 
 def test_no_advice_to_use_workers(
