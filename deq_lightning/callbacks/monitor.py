@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_map_only
 
 from deq_lightning.callbacks.reports import reports_of
 from deq_lightning.configured import whole
-from deq_lightning.estimators import gradient_audit, spectral_radius
+from deq_lightning.estimators import gradient_audit, path_independence, spectral_radius
 from deq_lightning.estimators.modes import differentiable, evaluating, solving
 from deq_lightning.gradients import Implicit
 from deq_lightning.solvers import Status
@@ -26,8 +26,9 @@ class EquilibriumMonitor(Callback):
     samples), and with `Implicit` `adjoint_steps` and `adjoint_residual`. Every `estimate_every` steps, on a few samples
     of the batch, in evaluation mode but with the solver's budget of training: `spectral_radius` (mean over the
     samples), and, comparing the strategy's gradient with the converged implicit one, `gradient_cosine`,
-    `gradient_norm_ratio` and `audit_residual`. These estimates change nothing in the run. Loggers that take histograms
-    (TensorBoard) get one of the solver's steps.
+    `gradient_norm_ratio` and `audit_residual`; and, where a batch has several samples, `path_independence`: whether
+    solves that start at each other's equilibria come back to their own. These estimates change nothing in the run.
+    Loggers that take histograms (TensorBoard) get one of the solver's steps.
 
     Args:
         estimate_every: optimizer steps between estimates, which cost as much as a few training steps. 0: never.
@@ -71,17 +72,19 @@ class EquilibriumMonitor(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Log a batch of the validation or test split."""
-        del outputs, dataloader_idx
+        del outputs
         solutions = reports_of(pl_module)
         prefix, size = _prefix(trainer), sum(len(solution.steps) for solution in solutions)
+        postfix = pl_module.postfix(dataloader_idx) if isinstance(pl_module, ImplicitTask) else ""
+        options: dict[str, Any] = {"on_epoch": True, "sync_dist": True, "add_dataloader_idx": postfix == ""}
         for name, value in _solver_reports(pl_module).items():
             over = "max" if name.endswith("_max") else "mean"
-            pl_module.log(prefix + name, value, reduce_fx=over, on_epoch=True, sync_dist=True, batch_size=size)
+            pl_module.log(prefix + name + postfix, value, reduce_fx=over, batch_size=size, **options)
         self._steps += [solution.steps for solution in solutions]
         if self.estimate_in_evaluation and batch_idx == 0:
             values = self._estimates(trainer, pl_module, batch)
-            named = {prefix + name: value for name, value in values.items()}
-            pl_module.log_dict(named, on_epoch=True, sync_dist=True, batch_size=self.samples)
+            named = {prefix + name + postfix: value for name, value in values.items()}
+            pl_module.log_dict(named, batch_size=self.samples, **options)
 
     on_test_batch_end = on_validation_batch_end
 
@@ -149,7 +152,8 @@ def _estimate(task: ImplicitTask, batch: Any) -> list[dict[str, Tensor]]:
     """Return the estimates of every equilibrium behind the loss of a batch."""
     loss, equilibria = task.loss(batch)
     rows = []
-    for f, z, solution in equilibria:
+    models = task.implicit_models()
+    for index, (f, z, solution) in enumerate(equilibria):
         if solution is None:
             continue
         g = torch.autograd.grad(loss, parts(z), retain_graph=True, materialize_grads=True)
@@ -157,5 +161,8 @@ def _estimate(task: ImplicitTask, batch: Any) -> list[dict[str, Tensor]]:
         audit = gradient_audit(task.gradient, f, solution.z, rebuild(g, like=z), task.net.parameters())
         values = {"spectral_radius": spectral_radius(f, solution.z).mean(), "gradient_cosine": audit.cosine}
         values |= {"gradient_norm_ratio": audit.norm_ratio, "audit_residual": audit.residual}
+        if getattr(f, "partition", None) is None and len(parts(z)[0]) > 1:
+            solver = models[min(index, len(models) - 1)].solver.for_mode(training=False)
+            values["path_independence"] = path_independence(f, solution.z, solver).mean()
         rows.append({name: value.float() for name, value in values.items()})
     return rows

@@ -18,7 +18,7 @@ from deq_lightning.models.layers.frozen import frozen
 from deq_lightning.models.observations import Observations
 from deq_lightning.models.starts import Equilibrium as Equilibrium
 from deq_lightning.models.starts import Start as Start
-from deq_lightning.models.starts import state_of
+from deq_lightning.models.starts import partly_random, state_of
 from deq_lightning.solvers import Anderson, Partition, Solution, Solver
 from deq_lightning.solvers.transforms import vectorising
 from deq_lightning.state import State, parts
@@ -76,6 +76,8 @@ class ImplicitModel(Network):
     """
 
     compiled_cell: Callable[..., Any] | None = None
+    random_start = 0.0  # share of the samples that start at N(0, start_std²) in training: equilibria that do not
+    start_std = 1.0  # depend on the start are those that more steps can only improve (Anil et al. 2022)
 
     def __init__(self, solver: Solver | None = None) -> None:
         super().__init__()
@@ -98,6 +100,11 @@ class ImplicitModel(Network):
     def initial_state(self, u: Any) -> State:
         """Return where the solver starts: zeros of the shape of the injection."""
         return self.zeros(u.shape)
+
+    def first_state(self, u: Any) -> State:
+        """Return where the solver starts: in training mode at random for the share `random_start` of the samples."""
+        z0 = self.initial_state(u)
+        return partly_random(z0, self.random_start, self.start_std) if self.training and self.random_start else z0
 
     def zeros(self, shape: tuple[int, ...]) -> Tensor:
         """Return zeros in the dtype of the parameters: under autocast the state stays in full precision."""
@@ -132,8 +139,8 @@ class ImplicitModel(Network):
         clone = frozen(self)
         cell = clone.cell if self.compiled_cell is None else partial(self.compiled_cell, clone)
         f = CellMap(cell, u, self.separable, self.partition(u))
-        solver = self.solver if self.training else self.solver.for_evaluation()
-        z0 = self.initial_state(u)
+        solver = self.solver.for_mode(self.training)
+        z0 = self.first_state(u)
         z0 = z0 if start is None else state_of(start, z0)
         f.separable = f.separable and not vectorising()
         if self.gradient.unrolled or torch.compiler.is_compiling() or parts(z0)[0].is_meta or vectorising():

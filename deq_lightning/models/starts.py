@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from deq_lightning.solvers import FixedPointMap, Solution
-from deq_lightning.state import State, shapes
+from deq_lightning.state import State, parts, shapes
 
 
 class Equilibrium(NamedTuple):
@@ -53,3 +53,20 @@ def state_of(start: Any, like: State) -> State:
         return part.to(model)
 
     return tree_map(usable, state, like)
+
+
+def partly_random(z0: State, share: float, std: float) -> State:
+    """Return a start in which some samples have normal noise in place of their own.
+
+    Args:
+        z0: the start.
+        share: probability of a sample to start at random, in [0, 1].
+        std: standard deviation of the noise.
+    """
+    first = parts(z0)[0]
+    chosen = torch.rand(first.shape[0], device=first.device) < share
+
+    def mixed(part: Tensor) -> Tensor:
+        return torch.where(chosen.view(-1, *[1] * (part.ndim - 1)), std * torch.randn_like(part), part)
+
+    return tree_map(mixed, z0)

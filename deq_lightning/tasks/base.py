@@ -238,8 +238,17 @@ class ImplicitTask(pl.LightningModule, ABC):
             )
         scheduler.end_at(int(steps))
 
+    @property
+    def test_names(self) -> Sequence[str]:
+        """Names of the data's test sets, where there are several."""
+        return getattr(getattr(self.trainer, "datamodule", None), "test_names", ())
+
+    def postfix(self, dataloader_idx: int) -> str:
+        """Return what the names of figures of one of several test sets end with, `/NAME`."""
+        return f"/{self.test_names[dataloader_idx]}" if self.test_names and self.trainer.testing else ""
+
     def log_equilibria(
-        self, equilibria: Sequence[Equilibrium], batch_size: int | None = None, prefix: str = ""
+        self, equilibria: Sequence[Equilibrium], batch_size: int | None = None, prefix: str = "", postfix: str = ""
     ) -> None:
         """Log the mean `solver_steps` and `solver_residual` over samples and equilibria, where one was solved.
 
@@ -247,5 +256,12 @@ class ImplicitTask(pl.LightningModule, ABC):
         """
         self.solutions = [replace(solution, z=()) for solution in solutions_of(equilibria)]
         training = prefix == ""
-        values = {prefix + name: value for name, value in solver_figures(equilibria).items()}
-        self.log_dict(values, prog_bar=training, on_epoch=not training, sync_dist=not training, batch_size=batch_size)
+        values = {prefix + name + postfix: value for name, value in solver_figures(equilibria).items()}
+        self.log_dict(
+            values,
+            prog_bar=training,
+            on_epoch=not training,
+            sync_dist=not training,
+            batch_size=batch_size,
+            add_dataloader_idx=False,
+        )
