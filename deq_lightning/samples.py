@@ -16,8 +16,10 @@ GRAPHS = "graphs with a class each"
 NODES = "graphs with a class for each node"
 NODE_LABELS = "graphs with several labels for each node"
 TEXT = "a text"
+PUZZLES = "puzzles with a label for each position"
 
 UNKNOWN_ID = 0  # in every vocabulary, the id of the word that stands for all others
+UNLABELLED = -100  # the label of positions that do not count; PyTorch's losses ignore it
 AT_LEAST = ("num_classes", "perron")  # a network may be made for more of these
 
 
@@ -27,8 +29,9 @@ class Samples:
 
     Args:
         kind: inputs and labels in words: one of the constants beside this class, or your own words.
-        channels: channels of an image.
-        size: height and width of every image, in pixels.
+        channels: channels of an image or of a row of numbers.
+        size: height and width of every image in pixels, or of every puzzle; one length for a row. Of puzzles that come
+            in several sizes, that of the training puzzles.
         features: numbers per input, such as a node or a row; for an image they follow from `channels` and `size`.
         classes: classes, or labels, to predict.
         words: words in the vocabulary.
@@ -37,7 +40,7 @@ class Samples:
 
     kind: str
     channels: int | None = None
-    size: tuple[int, int] | None = None
+    size: tuple[int, ...] | None = None
     features: int | None = None
     classes: int | None = None
     words: int | None = None
@@ -45,15 +48,17 @@ class Samples:
 
     @property
     def shape(self) -> tuple[int, ...] | None:
-        """Shape of an image, (channels, height, width), or None if it is unknown."""
+        """Shape of an image, (channels, height, width), or of a row, (channels, length); None if it is unknown."""
         return None if self.channels is None or self.size is None else (self.channels, *self.size)
 
     def arguments(self) -> dict[str, Any]:
         """Return the network arguments that these samples determine, by name."""
-        square = self.size is not None and self.size[0] == self.size[1]
+        size = self.size
         values = {
             "in_channels": self.channels,
-            "image_size": self.size[0] if square and self.size is not None else None,
+            "image_size": size[0] if size and len(size) == 2 and size[0] == size[1] else None,
+            "dimensions": len(size) if size else None,
+            "positions": math.prod(size) if size else None,
             "in_features": math.prod(self.shape) if self.shape and self.features is None else self.features,
             "num_classes": self.classes,
             "vocab_size": self.words,

@@ -57,6 +57,11 @@ class Described(pl.LightningDataModule, ABC):
         """Path of each sample that `predict` sees, in their order, where each is a file; known after `setup`."""
         return None
 
+    @property
+    def test_names(self) -> Sequence[str]:
+        """Names of the test sets, in the order of their loaders, where there are several."""
+        return ()
+
     def split_sizes(self) -> dict[str, int]:
         """Return the size of each split that `setup` has filled, where it is known."""
         return {}

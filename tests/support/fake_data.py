@@ -192,3 +192,38 @@ def _pickle(path: Path, content: dict[str, object]) -> list[str]:
 
 def _md5(path: Path) -> str:
     return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+def make_sudoku_extreme(root: Path, monkeypatch: pytest.MonkeyPatch, train: int = 12, test: int = 5) -> None:
+    """Write puzzles of 9x9, whose digits alone differ, as Sudoku-Extreme is published."""
+    del monkeypatch
+    generator = np.random.default_rng(0)
+    rows, columns = np.indices((9, 9))
+    grid = (3 * rows + rows // 3 + columns) % 9
+    for split, count in {"train": train, "test": test}.items():
+        lines = []
+        for number in range(count):
+            answer = (generator.permutation(9)[grid] + 1).flatten()
+            question = np.where(generator.random(81) < 0.4, answer, 0)
+            texts = ["".join(map(str, one)) for one in (question, answer)]
+            lines.append(f"fake{number},{texts[0].replace('0', '.')},{texts[1]},{number}")
+        _write_csv(root / "sudoku_extreme" / f"{split}.csv", ["source,question,answer,rating", *lines])
+
+
+def make_maze_hard(root: Path, monkeypatch: pytest.MonkeyPatch, train: int = 6, test: int = 3, side: int = 30) -> None:
+    """Write corridors between walls, each somewhere else, as Maze-Hard is published."""
+    del monkeypatch
+    for split, first, count in (("train", 1, train), ("test", train + 1, test)):
+        lines = []
+        for row in range(first, first + count):
+            question = np.full((side, side), "#")
+            question[row, 1:-1] = " "
+            question[row, 1], question[row, -2] = "S", "G"
+            answer = np.where(question == " ", "o", question)
+            lines.append(",".join("".join(one.flatten()) for one in (question, answer)))
+        _write_csv(root / "maze_hard" / f"{split}.csv", ["question,answer", *lines])
+
+
+def _write_csv(path: Path, lines: list[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")

@@ -1,0 +1,1 @@
+"""Puzzles: one answer, with a label for each position."""
