@@ -23,3 +23,5 @@ from .monotone.models import MONMultiTier as MONMultiTier
 from .monotone.splitting import MonotoneModel as MonotoneModel
 from .ode.neural_ode import IntegrationError as IntegrationError
 from .ode.neural_ode import NeuralODE as NeuralODE
+from .reasoning.convolutional import EquilibriumReasoner as EquilibriumReasoner
+from .reasoning.recursion import RecursiveReasoner as RecursiveReasoner

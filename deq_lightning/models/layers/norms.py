@@ -14,3 +14,15 @@ class GroupNorm(nn.GroupNorm):
     def forward(self, input: Tensor) -> Tensor:
         """Normalise the groups of every sample."""
         return super().forward(input.contiguous() if carries_tangent(input) else input)
+
+
+class PositionNorm(nn.GroupNorm):
+    """Group normalisation over the channels of one position alone: a map with it does not know the size of its input.
+
+    (batch, channels, ...) to the same.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise the groups of every position."""
+        rows = input.movedim(1, -1)
+        return super().forward(rows.reshape(-1, self.num_channels)).view(rows.shape).movedim(-1, 1)

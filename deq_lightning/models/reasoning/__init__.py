@@ -1,0 +1,1 @@
+"""Reasoners: equilibria that are solved longer for harder problems."""
