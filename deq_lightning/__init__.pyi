@@ -15,7 +15,12 @@ from .data import GraphDataModule as GraphDataModule
 from .data import ImageFiles as ImageFiles
 from .data import ImageNet as ImageNet
 from .data import KarateClub as KarateClub
+from .data import MazeHard as MazeHard
+from .data import Mazes as Mazes
+from .data import PrefixSums as PrefixSums
+from .data import Puzzles as Puzzles
 from .data import PythonDocs as PythonDocs
+from .data import Sudoku as Sudoku
 from .data import TextDataModule as TextDataModule
 from .data import TUGraphs as TUGraphs
 from .data import WikiText2 as WikiText2
@@ -23,6 +28,7 @@ from .data import WikiText103 as WikiText103
 from .estimators import JacobianPenalty as JacobianPenalty
 from .estimators import gradient_audit as gradient_audit
 from .estimators import jacobian_penalty as jacobian_penalty
+from .estimators import path_independence as path_independence
 from .estimators import spectral_radius as spectral_radius
 from .gradients import JFB as JFB
 from .gradients import NPG as NPG
@@ -37,6 +43,7 @@ from .models import MON as MON
 from .models import DenseFPN as DenseFPN
 from .models import DEQTransformer as DEQTransformer
 from .models import Equilibrium as Equilibrium
+from .models import EquilibriumReasoner as EquilibriumReasoner
 from .models import IGNNGraphClassifier as IGNNGraphClassifier
 from .models import IGNNNodeClassifier as IGNNNodeClassifier
 from .models import IGNNSkipNodeClassifier as IGNNSkipNodeClassifier
@@ -47,6 +54,7 @@ from .models import MONConv as MONConv
 from .models import MONMultiTier as MONMultiTier
 from .models import Network as Network
 from .models import NeuralODE as NeuralODE
+from .models import RecursiveReasoner as RecursiveReasoner
 from .models import Segment as Segment
 from .models import Shared as Shared
 from .solvers import GMRES as GMRES
@@ -59,6 +67,7 @@ from .solvers import Solution as Solution
 from .solvers import Solver as Solver
 from .solvers import Status as Status
 from .tasks import CosineToEnd as CosineToEnd
+from .tasks import DensePrediction as DensePrediction
 from .tasks import GraphClassification as GraphClassification
 from .tasks import ImageClassification as ImageClassification
 from .tasks import ImplicitTask as ImplicitTask

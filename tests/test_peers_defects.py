@@ -421,8 +421,8 @@ class Watched(ImageClassification):
 
     watch = staticmethod(lambda equilibrium: equilibrium.solution.residual)
 
-    def _evaluate(self, batch, split, accuracy):
-        super()._evaluate(batch, split, accuracy)
+    def _evaluate(self, batch, split, *others):
+        super()._evaluate(batch, split, *others)
         (equilibrium,) = self.net(batch[0])[1]
         self.log(f"{split}_watched", self.watch(equilibrium).mean())
         self.log(f"{split}_inference", float(torch.is_inference_mode_enabled()))

@@ -60,11 +60,14 @@ class PredictionWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         """Append the rows of a batch, each with the sample's index in its split."""
-        del pl_module, batch, batch_idx, dataloader_idx
+        del pl_module, batch, batch_idx
         columns = {name: values.tolist() for name, values in prediction.items()}
         count = len(next(iter(columns.values())))
         indices = list(batch_indices or range(self.rows, self.rows + count))
-        columns = {"index": indices, **_named(columns, indices, getattr(trainer, "datamodule", None))}
+        data = getattr(trainer, "datamodule", None)
+        columns = {"index": indices, **_named(columns, indices, data)}
+        if sets := getattr(data, "test_names", ()):
+            columns = {"set": [sets[dataloader_idx]] * count, **columns}
         if self.rows == 0:
             self._writer.writerow(columns)
         self._writer.writerows(zip(*columns.values(), strict=True))

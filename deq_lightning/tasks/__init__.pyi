@@ -1,5 +1,6 @@
 from .base import ImplicitTask as ImplicitTask
 from .classification import ImageClassification as ImageClassification
+from .dense import DensePrediction as DensePrediction
 from .graphs import GraphClassification as GraphClassification
 from .graphs import NodeClassification as NodeClassification
 from .language import LanguageModeling as LanguageModeling

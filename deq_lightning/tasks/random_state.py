@@ -28,12 +28,7 @@ class RandomState(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Save the states of the processes, in their order."""
-        states = [_state(pl_module.device)]
-        several = torch.distributed.is_available() and torch.distributed.is_initialized() and trainer.world_size > 1
-        if several and not trainer.interrupted:  # else the others may never come to this one's last save
-            own, states = states[0], [{} for _ in range(trainer.world_size)]
-            torch.distributed.all_gather_object(states, own)
-        checkpoint["rng_state"] = states
+        checkpoint["rng_state"] = of_every_process(trainer, _state(pl_module.device))
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -60,6 +55,16 @@ class RandomState(Callback):
                 f"the checkpoint has the random state of {len(states)} process(es), and this run has "
                 f"{trainer.world_size}: its random draws are not those of the uninterrupted run."
             )
+
+
+def of_every_process(trainer: pl.Trainer, own: Any) -> list[Any]:
+    """Return what every process has, in their order; of an interrupted run that of this process alone."""
+    several = torch.distributed.is_available() and torch.distributed.is_initialized() and trainer.world_size > 1
+    if not several or trainer.interrupted:  # the others may never come to this one's last save
+        return [own]
+    states: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(states, own)
+    return states
 
 
 def _state(device: torch.device) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """What the tasks with labels share: the loss, the figures of whole splits, the table of predictions."""
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, cast
 
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
 from deq_lightning.models import Equilibrium
@@ -66,26 +66,34 @@ class SupervisedTask(ImplicitTask):
         logits, y, equilibria = self.answer(batch, "train")
         return self.criterion(logits, y), equilibria
 
+    def setup(self, stage: str) -> None:
+        """Prepare, and where the data has several test sets, figures for each, logged as `test_acc/NAME`."""
+        super().setup(stage)
+        tests = [self.test_metrics.clone(postfix=f"/{name}") for name in self.test_names]
+        self._tests = nn.ModuleList(tests).to(self.device)
+
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Log the loss and the figures of the validation split."""
         del batch_idx
         self._evaluate(batch, "val", self.val_metrics)
 
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Log the loss and the figures of the test split."""
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Log the loss and the figures of the test split, or of one of several."""
         del batch_idx
-        self._evaluate(batch, "test", self.test_metrics)
+        metrics = cast(MetricCollection, self._tests[dataloader_idx]) if self.test_names else self.test_metrics
+        self._evaluate(batch, "test", metrics, self.postfix(dataloader_idx))
 
-    def _evaluate(self, batch: Any, split: str, metrics: MetricCollection) -> None:
+    def _evaluate(self, batch: Any, split: str, metrics: MetricCollection, postfix: str = "") -> None:
         logits, y, equilibria = self.answer(batch, split)
         metrics.update(self.decide(logits), y)
-        self.log(f"{split}_loss", self.criterion(logits, y), sync_dist=True, batch_size=len(y))
-        self.log_dict(metrics, prog_bar=True, batch_size=len(y))
-        self.log_equilibria(equilibria, len(y), prefix=f"{split}_")
+        options: dict[str, Any] = {"batch_size": len(y), "add_dataloader_idx": False}
+        self.log(f"{split}_loss{postfix}", self.criterion(logits, y), sync_dist=True, **options)
+        self.log_dict(metrics, prog_bar=True, **options)
+        self.log_equilibria(equilibria, len(y), prefix=f"{split}_", postfix=postfix)
 
-    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """Return one value per row of the test split for each column, the solver's figures among them."""
-        del batch_idx
+        del batch_idx, dataloader_idx
         logits, y, equilibria = self.answer(batch, "test")
         rows = self.sample_of(batch)
         return self.columns(logits, y) | {name: values[rows] for name, values in solver_columns(equilibria).items()}
