@@ -23,6 +23,7 @@ from deq_lightning.app.messages import UsageError
 from deq_lightning.app.parser import Parser, build
 from deq_lightning.app.progress import display, progress
 from deq_lightning.app.runs import SaveConfig, record_of, say
+from deq_lightning.app.scale import ScaleTrainer
 from deq_lightning.app.selection import Selection, mode_is_open, name_several, select_by_task
 from deq_lightning.app.stops import Footprint, Stop, stoppable
 from deq_lightning.app.storage import carry, with_storage
@@ -31,6 +32,8 @@ from deq_lightning.callbacks.ema import drop_averaging
 from deq_lightning.data import DataError
 from deq_lightning.samples import Samples, samples_of
 from deq_lightning.tasks import ImplicitTask
+
+UNTRAINED = "`{}` needs trained weights. Type `--ckpt_path PATH`, or `--ckpt_path null` for those it is made with."
 
 
 class DEQCLI(LightningCLI):
@@ -73,6 +76,7 @@ class DEQCLI(LightningCLI):
             pl.LightningDataModule,
             save_config_callback=SaveConfig,
             seed_everything_default=0,
+            trainer_class=pl.Trainer if not run or self.first in LightningCLI.subcommands() else ScaleTrainer,
             trainer_defaults={"log_every_n_steps": 10},
             parser_class=Parser,
             parser_kwargs={"prog": "deq_lightning"},
@@ -88,7 +92,7 @@ class DEQCLI(LightningCLI):
 
         All of them, if something is typed before it, such as a config with a section for each.
         """
-        every = LightningCLI.subcommands()
+        every = {**LightningCLI.subcommands(), "scale": {"model", "datamodule"}}
         return {self.first: every[self.first]} if self.first in every else every
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
@@ -139,10 +143,7 @@ class DEQCLI(LightningCLI):
             self.checkpoint = read_checkpoint(ckpt_path)
             self.folder = Path(ckpt_path).parent
         elif self._evaluates(config) and config.weights is None and option(self.args, "--ckpt_path") is None:
-            raise UsageError(
-                f"`{self.subcommand}` needs trained weights. Type `--ckpt_path PATH`, or `--ckpt_path null` for those "
-                "that the network is made with."
-            )
+            raise UsageError(UNTRAINED.format(self.subcommand))
         check_trainer(config.trainer)
         self.notes = list(self._go_on(config, str(ckpt_path))) if self.checkpoint is not None else ()
         for note in self.notes if self.subcommand != "fit" else ():  # the header of a fit says them

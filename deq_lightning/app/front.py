@@ -19,6 +19,7 @@ SUBCOMMANDS = {
     "validate": "Evaluate a checkpoint on the validation data.",
     "test": "Evaluate a checkpoint on the test data.",
     "predict": "Write a checkpoint's predictions to a file.",
+    "scale": "Test a checkpoint with more and fewer solver steps.",
     "cross_validate": "Fit and test a fresh model for every fold of the data.",
 }
 

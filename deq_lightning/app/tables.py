@@ -1,0 +1,126 @@
+"""Results as a table on the screen, as files, and as a picture."""
+
+import csv
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from deq_lightning.app.runs import from_here, say
+from deq_lightning.files import replacing
+
+Row = dict[str, Any]
+
+WIDTH = 160  # of what goes to a file or a pipe
+
+
+@rank_zero_only
+def show(rows: list[Row], protocol: Row) -> None:
+    """Print rows as a table, in the order of their columns, with what all of them share above it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    say(
+        ", ".join(
+            f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in protocol.items()
+        )
+    )
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    for name in columns:
+        table.add_column(
+            name.removeprefix("test_").replace("_", "\n"), justify="right", no_wrap=True, vertical="bottom"
+        )
+    before = None
+    for row in rows:
+        table.add_section() if before is not None and row.get("set") != before else None
+        before = row.get("set")
+        table.add_row(*(_short(row.get(name)) for name in columns))
+    Console(width=None if sys.stdout.isatty() else WIDTH).print(table)
+
+
+@rank_zero_only
+def show_line(rows: list[Row]) -> None:
+    """Print the least-squares line through the steps taken with the largest budget, over the size of the test sets."""
+    last = {int(row["set"]): row for row in rows if str(row.get("set", "")).isdecimal()}
+    steps = {size: row["test_solver_steps"] for size, row in last.items() if "test_solver_steps" in row}
+    if len(steps) > 1:
+        slope, first = np.polyfit(list(steps), list(steps.values()), deg=1)
+        say(f"solver steps: {first:.3g} + {slope:.3g} x size")
+
+
+def _short(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+@rank_zero_only
+def write(path: Path, rows: list[Row], protocol: Row) -> None:
+    """Write the rows as CSV and as JSON, which has the protocol too; existing files are replaced.
+
+    Args:
+        path: of the files, without an ending.
+        rows: the rows.
+        protocol: what all of them share.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    with replacing(path.with_name(f"{path.name}.csv"), "w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    plain = [{name: value if _is_finite(value) else None for name, value in row.items()} for row in rows]
+    with replacing(path.with_name(f"{path.name}.json"), "w") as file:
+        file.write(json.dumps({**protocol, "rows": plain}, indent=2) + "\n")
+    say(f"results: {from_here(path)}.csv, {path.name}.json")
+
+
+def _is_finite(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+@rank_zero_only
+def draw(path: Path, rows: list[Row], figure: str) -> None:
+    """Draw a figure over the budget, a line for each test set, and the steps taken over its size, where it has one.
+
+    Without matplotlib, say how to get it.
+    """
+    try:
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import NullLocator, ScalarFormatter
+    except ImportError:
+        say("picture: none without matplotlib: pip install matplotlib")
+        return
+    names = list(dict.fromkeys(row.get("set", "") for row in rows))
+    last = {row.get("set", ""): row for row in rows}
+    sizes = {name: int(name) for name in names if str(name).isdecimal()}
+    picture = Figure(figsize=(9 if len(sizes) > 1 else 5, 3.4), layout="constrained")
+    axes = picture.subplots(1, 2 if len(sizes) > 1 else 1, squeeze=False)[0]
+    for name in names:
+        own = [row for row in rows if row.get("set", "") == name]
+        axes[0].plot([row["budget"] for row in own], [row[figure] for row in own], "o-", ms=3.5, label=name or None)
+    axes[0].set(xscale="log", xlabel="solver steps allowed", ylabel=figure.removeprefix("test_").replace("_", " "))
+    _plain_ticks(axes[0].xaxis, [row["budget"] for row in rows], ScalarFormatter, NullLocator)
+    if len(names) > 1:
+        axes[0].legend(title="size" if sizes else None, frameon=False)
+    if len(sizes) > 1:
+        steps = [last[name].get("test_solver_steps") for name in sizes]
+        axes[1].plot(list(sizes.values()), steps, "o-", ms=3.5, color="black")
+        axes[1].set(xlabel="size", ylabel="solver steps taken", xlim=(0, None), ylim=(0, None))
+    for one in axes:
+        one.spines[["top", "right"]].set_visible(False)
+    with replacing(path.with_name(f"{path.name}.png"), "wb") as file:
+        picture.savefig(file, format="png", dpi=150)
+    say(f"picture: {from_here(path)}.png")
+
+
+def _plain_ticks(axis: Any, values: list[int], formatter: Any, none: Any) -> None:
+    """Mark the values themselves on a logarithmic axis."""
+    axis.set_major_formatter(formatter())
+    axis.set_minor_locator(none())
+    axis.set_ticks(sorted(set(values)))
