@@ -239,6 +239,7 @@ def test_durable_best_of_several(keep: int, folder: Path, monkeypatch: pytest.Mo
     assert torch.load(best.best_model_path, weights_only=True)["epoch"] == 0
 
 
+@pytest.mark.slow
 def test_durable_best_after_a_run_was_moved(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     accuracy_is(monkeypatch, 0.9, 0.5, 0.95)
     main(ONE)
@@ -253,6 +254,7 @@ def test_durable_best_after_a_run_was_moved(folder: Path, monkeypatch: pytest.Mo
     assert torch.load("elsewhere/run/best.ckpt", weights_only=True)["epoch"] == 2  # higher is still better
 
 
+@pytest.mark.slow
 def test_durable_mode_of_a_monitor_that_was_typed(folder: Path) -> None:
     main([*ONE, "--best_checkpoint.monitor", "val_acc"])
     cli = main(["fit", "--ckpt_path", str(RUN / "last.ckpt"), *QUIET])
@@ -304,6 +306,7 @@ def test_durable_checkpoints_have_a_file_each(folder: Path, capsys: pytest.Captu
 # --- what ran ---
 
 
+@pytest.mark.slow
 def test_durable_seeds_are_those_of_the_data_too(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for typed, seed, line in (
         (["--seed_everything", "3"], 3, ", seed 3\n"),

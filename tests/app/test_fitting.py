@@ -100,6 +100,7 @@ def test_several_labels_need_their_task(
     assert "takes graphs with several labels for each node, as `PPI` has, if `--model.multilabel true`" in line
 
 
+@pytest.mark.slow
 def test_the_config_that_is_printed_and_saved_has_the_sizes(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

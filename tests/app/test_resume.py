@@ -25,6 +25,7 @@ def last(run: str) -> dict[str, Any]:
                 *("--gradient.pretrain_steps", "10", "--gradient.unroll_steps", "2"),
             ],
             id="across pretraining",
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             [

@@ -116,6 +116,7 @@ def test_trust_in_a_found_config_ends_at_its_folder(
     assert sorted(path for path in stranger.parent.rglob("*") if "__pycache__" not in path.parts) == before
 
 
+@pytest.mark.slow
 def test_trust_is_typed(stranger: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rewrite(stranger, ATTACKS["a callback"][0])
     rewrite(stranger, set_to("trust_config", value=True))  # its own word does not count

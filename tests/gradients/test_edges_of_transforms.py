@@ -207,12 +207,8 @@ def test_edges_which_transforms_are_seen():
 COMPILED = {**STRATEGIES, "implicit": Implicit(adjoint_solver=GMRES(8, 0)), "default": Implicit()}
 
 
-SLOW_TO_COMPILE = [
-    pytest.param(one, marks=pytest.mark.slow) for one in ("implicit", "default", "jfb", "upg", "unrolled")
-]
-
-
-@pytest.mark.parametrize("strategy", ["npg", *SLOW_TO_COMPILE])
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["implicit", "default", "npg", "jfb", "upg", "unrolled"])
 def test_edges_a_training_step_is_one_graph(strategy):
     """The default adjoint solver has a tolerance; in a graph the budget is spent, but what has met it stays."""
     torch._dynamo.reset()

@@ -44,7 +44,7 @@ GRAPHS = {
     "graphs": lambda solver: IGNNGraphClassifier(5, 2, width=4, depth=1, perron=3.0, solver=solver),
     "nodes": lambda solver: IGNNNodeClassifier(5, 2, [4], perron=3.0, solver=solver),
 }
-LARGE = ["segmentation", "mon_multi", "adaptive"]
+LARGE = ["mdeq", "segmentation", "mon_multi", "language", "adaptive"]
 FAMILY_NAMES = [pytest.param(name, marks=[pytest.mark.slow] if name in LARGE else []) for name in FAMILIES]
 SOLVERS = [FixedPointIteration, Anderson, Broyden]
 

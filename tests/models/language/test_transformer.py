@@ -415,6 +415,7 @@ def test_half_precision_computes_the_same_roughly() -> None:
     assert all(torch.isfinite(parameter.grad).all() for parameter in net.parameters())
 
 
+@pytest.mark.slow
 def test_a_compiled_cell_gives_the_same_gradients() -> None:
     net, other = transformer(), transformer()
     other.compile(backend="aot_eager")
