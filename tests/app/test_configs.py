@@ -16,6 +16,8 @@ from deq_lightning.cli import main
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 QUICK = {
+    "prefix_sums_upg",
+    "sudoku4_recursive",
     "digits_upg",
     "cifar_npg",
     "mnist_jfb_conv",
@@ -25,6 +27,8 @@ QUICK = {
     "svhn_node",
 }
 DATA = {
+    "sudoku_extreme": fake_data.make_sudoku_extreme,
+    "maze_hard": fake_data.make_maze_hard,
     "mnist": fake_data.make_mnist,
     "svhn": fake_data.make_svhn,
     "cifar": fake_data.make_cifar10,
@@ -38,6 +42,15 @@ DATA = {
 }
 # Small enough for a test; sizes are tested with the models.
 QUICK_DATA = {
+    "prefix": ["--data.train_size", "40", "--data.val_size", "10", "--data.test_size", "2"],
+    "mazes": ["--data.train_size", "40", "--data.val_size", "10", "--data.test_size", "2"],
+    "sudoku4": ["--data.train_size", "40", "--data.val_size", "10", "--data.test_size", "2"],
+    "sudoku6": ["--data.train_size", "40", "--data.val_size", "10", "--data.test_size", "2"],
+    "sudoku_extreme": [
+        *("--data.batch_size", "2", "--data.train_size", "6", "--data.val_size", "2", "--data.test_size", "3"),
+        *("--model.net.width", "16", "--model.net.multiple", "1"),
+    ],
+    "maze_hard": ["--data.batch_size", "2", "--data.val_size", "2", "--model.net.width", "16"],
     "mnist": ["--data.batch_size", "4", "--data.eval_batch_size", "4"],
     "svhn": ["--data.batch_size", "2", "--data.eval_batch_size", "4"],
     "cifar": ["--data.batch_size", "2"],
@@ -53,6 +66,7 @@ QUICK_LANGUAGE = [
     *("--model.net.vocab_size", "80", "--model.net.width", "20", "--model.net.inner_width", "30"),
     *("--model.net.cutoffs", "[10, 20, 40]", "--model.net.div_val", "2"),
 ]
+REASONERS = ("recursive", "trm", "eqr")  # their gradient is the one that they were published with
 FROM_FILES = {"mnist", "svhn", "cifar", "imagenet", "cityscapes"}  # of images
 QUICK_NET = {
     "MDEQ": ["--model.net.solver.max_steps", "3"],
@@ -98,11 +112,15 @@ def quick(dataset: str, content: dict[str, Any]) -> list[str]:
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_its_name_says_what_it_holds(config: Path) -> None:
-    dataset, strategy, *_ = config.stem.split("_")
     content = yaml.safe_load(config.read_text())
     data = content["data"].get("init_args", {}).get("name", content["data"]["class_path"])
-    assert data.lower().replace("pythondocs", "pydocs").startswith(dataset)
-    assert strategy_of(content) == strategy
+    name = config.stem.replace("prefix_sums", "prefixsums").replace("maze_hard", "mazehard")
+    dataset, strategy, *_ = name.replace("sudoku_extreme", "sudoku").split("_")
+    assert data.lower().replace("pythondocs", "pydocs").startswith(dataset.rstrip("46"))
+    if strategy in REASONERS:
+        assert content["model"]["init_args"]["net"]["class_path"] == "RecursiveReasoner"
+    else:
+        assert strategy_of(content) == strategy
     assert config.read_text().startswith(f"# python -m deq_lightning fit --config {config.name}")
 
 
@@ -124,7 +142,7 @@ def one_of_each_family(path: Path) -> object:
 
 @pytest.mark.parametrize("config", map(one_of_each_family, CONFIGS))
 def test_it_runs(config: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    dataset = config.stem.split("_")[0]
+    dataset = next((name for name in ("sudoku_extreme", "maze_hard") if name in config.stem), config.stem.split("_")[0])
     options = quick(dataset, yaml.safe_load(config.read_text()))
     if dataset in DATA:
         DATA[dataset](folder / "data", monkeypatch)
