@@ -102,7 +102,11 @@ class DensePrediction(SupervisedTask):
     def criterion(self, logits: Tensor, y: Tensor) -> Tensor:
         """Return the loss that was chosen."""
         labelled = (y != UNLABELLED).flatten(1).sum(dim=1).clamp_min(1)
-        return (self.criterion_of(logits, y).flatten(1).sum(dim=1) / labelled).mean().to(logits.dtype)
+        return (
+            (self.criterion_of(logits, y).flatten(1).sum(dim=1) / labelled)
+            .mean()
+            .to(torch.promote_types(logits.dtype, torch.float32))
+        )
 
     def answer(self, batch: Batch, split: str) -> tuple[Tensor, Tensor, list[Equilibrium]]:
         """Return the logits after all segments of evaluation, the labels, and the equilibria of the last segment."""
