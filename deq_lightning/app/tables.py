@@ -107,7 +107,7 @@ def draw(path: Path, rows: list[Row], figure: str) -> None:
     axes[0].set(xscale="log", xlabel="solver steps allowed", ylabel=figure.removeprefix("test_").replace("_", " "))
     _plain_ticks(axes[0].xaxis, [row["budget"] for row in rows], ScalarFormatter, NullLocator)
     if len(names) > 1:
-        axes[0].legend(title="size" if sizes else None, frameon=False)
+        axes[0].legend(title="size" if sizes else None, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     if len(sizes) > 1:
         steps = [last[name].get("test_solver_steps") for name in sizes]
         axes[1].plot(list(sizes.values()), steps, "o-", ms=3.5, color="black")
