@@ -81,7 +81,8 @@ class ScaleTrainer(pl.Trainer):
         show(rows, protocol)
         show_line(rows)
         write(path, rows, protocol)
-        draw(path, rows, model.monitor.replace("val_", "test_"))
+        figure = model.monitor.replace("val_", "test_", 1)
+        draw(path, rows, figure if figure in rows[0] else next(name for name in rows[0] if name.startswith("test_")))
 
 
 def _check(budgets: Sequence[int], rtol: float | None, restarts: int, choose: str) -> None:
