@@ -10,7 +10,8 @@ import pytest
 import deq_lightning
 
 LATER = {"torch_geometric", "networkx", "torchdiffeq", "sklearn", "tensorboard", "matplotlib", "pandas"}
-LIGHTNING = {"torch", "pytorch_lightning", "torchmetrics", "torchvision", "scipy"}  # the last two for TorchMetrics
+TORCHMETRICS = {"torchvision", "scipy", "matplotlib"}  # what it imports where it is installed
+LIGHTNING = {"torch", "pytorch_lightning", "torchmetrics", *TORCHMETRICS}
 WATCHED = LATER | LIGHTNING | {"jsonargparse"}
 
 
