@@ -1,5 +1,6 @@
 """A fixed point as a pure function: for transforms of `torch.func`, forward mode, and derivatives of the gradient."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -37,7 +38,7 @@ def _plain(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.is_inference() else tensor
 
 
-class Equation:
+class Equation(ABC):
     """An equation z = F(z, tensors) for (batch, dim) tensors.
 
     Args:
@@ -51,13 +52,13 @@ class Equation:
         self.adjoint = adjoint
         self.exact = exact
 
+    @abstractmethod
     def solve(self, *tensors: Tensor) -> Tensor:
         """Return the solution."""
-        raise NotImplementedError
 
+    @abstractmethod
     def __call__(self, z: Tensor, *tensors: Tensor) -> Tensor:
         """Evaluate F."""
-        raise NotImplementedError
 
     def product(self, transpose: bool, z: Tensor, tensors: Sequence[Tensor]) -> Product:
         """Return J at z, or Jᵀ."""
