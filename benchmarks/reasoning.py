@@ -82,7 +82,8 @@ def run(problem: str, changes: str, seed: int) -> dict[str, Any]:
 
 def shown(runs: list[dict[str, Any]], name: str, figure: str, digits: str) -> str:
     """Return a figure of a test set over the seeds, and its mean."""
-    values = [run["sets"][name].get(figure, float("nan")) for run in runs]  # an explicit network solves nothing
+    found = [run["sets"][name].get(figure) for run in runs]
+    values = [float("nan") if value is None else value for value in found]  # an explicit network solves nothing
     mean = f" ({fmean(values):{digits}})" if len(values) > 1 else ""
     return ", ".join(f"{value:{digits}}" for value in values) + mean
 
