@@ -1,6 +1,5 @@
 """Checkpoints: read as plain data, checked against the model."""
 
-import pickle
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from pytorch_lightning.trainer.connectors.checkpoint_connector import _Checkpoin
 from torch import nn
 
 from deq_lightning.app.messages import UsageError
+from deq_lightning.tasks import loading
 
 
 def read_plain(path: str | Path) -> Any:
@@ -27,18 +27,9 @@ def read_plain(path: str | Path) -> Any:
             f"there is no checkpoint `{path}`. " + (f"There is {others}." if others else "Check the path.")
         )
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if not path.read_bytes().startswith(b"PK"):
-            raise UsageError(
-                f"`{path}` is not a checkpoint. Type the path of a .ckpt file written by `fit`."
-            ) from error
-        raise UsageError(
-            f"`{path}` holds more than tensors and plain data (a pickled object or call), and was not loaded: "
-            "that could execute code. Use a checkpoint written by `fit`."
-        ) from error
-    except Exception as error:  # whatever reading a damaged archive may raise
-        raise UsageError(f"`{path}` is damaged or not a checkpoint. Use another one of that run.") from error
+        return loading.read_plain(path)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

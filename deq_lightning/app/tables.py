@@ -92,7 +92,6 @@ def draw(path: Path, rows: list[Row], figure: str) -> None:
     """
     try:
         from matplotlib.figure import Figure
-        from matplotlib.ticker import NullLocator, ScalarFormatter
     except ImportError:
         say("picture: none without matplotlib: pip install matplotlib")
         return
@@ -105,7 +104,7 @@ def draw(path: Path, rows: list[Row], figure: str) -> None:
         own = [row for row in rows if row.get("set", "") == name]
         axes[0].plot([row["budget"] for row in own], [row[figure] for row in own], "o-", ms=3.5, label=name or None)
     axes[0].set(xscale="log", xlabel="solver steps allowed", ylabel=figure.removeprefix("test_").replace("_", " "))
-    _plain_ticks(axes[0].xaxis, [row["budget"] for row in rows], ScalarFormatter, NullLocator)
+    _plain_ticks(axes[0].xaxis, [row["budget"] for row in rows])
     if len(names) > 1:
         axes[0].legend(title="size" if sizes else None, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     if len(sizes) > 1:
@@ -119,8 +118,10 @@ def draw(path: Path, rows: list[Row], figure: str) -> None:
     say(f"picture: {from_here(path)}.png")
 
 
-def _plain_ticks(axis: Any, values: list[int], formatter: Any, none: Any) -> None:
+def _plain_ticks(axis: Any, values: list[int]) -> None:
     """Mark the values themselves on a logarithmic axis."""
-    axis.set_major_formatter(formatter())
-    axis.set_minor_locator(none())
+    from matplotlib.ticker import NullLocator, ScalarFormatter
+
+    axis.set_major_formatter(ScalarFormatter())
+    axis.set_minor_locator(NullLocator())
     axis.set_ticks(sorted(set(values)))

@@ -1,6 +1,5 @@
 """Temporary modes in which an equilibrium is examined."""
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -40,8 +39,7 @@ def solving(module: nn.Module, **changes: Any) -> Iterator[None]:
     """
     solvers = {model: model.solver for model in module.modules() if isinstance(model, ImplicitModel)}
     for model, solver in solvers.items():
-        model.solver = copy.copy(solver)
-        vars(model.solver).update(changes)
+        model.solver = solver.changed(**changes)
     try:
         yield
     finally:

@@ -32,7 +32,7 @@ def load(path: str | Path, trust_config: bool = False, **options: Any) -> Any:
         ValueError: if the file is damaged, is no checkpoint of a task, does not say how its network is made, or names
             a class that is not of this program or the libraries it is made for.
     """
-    checkpoint = _read(path)
+    checkpoint = read_plain(path)
     if not isinstance(checkpoint, Mapping) or "state_dict" not in checkpoint:
         raise ValueError(f"`{path}` is not a checkpoint of a task: it has no `state_dict`.")
     parts = _parts(checkpoint, Path(path))
@@ -56,16 +56,25 @@ def load(path: str | Path, trust_config: bool = False, **options: Any) -> Any:
     return task.eval()
 
 
-def _read(path: str | Path) -> Any:
-    """Return what the file holds, if that is plain data."""
+def read_plain(path: str | Path) -> Any:
+    """Return what a file holds that PyTorch has saved as plain data; nothing in it is ever executed.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is truncated, of another kind, or holds more than plain data.
+    """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
+    except FileNotFoundError:
         raise
     except pickle.UnpicklingError as error:
+        if not Path(path).read_bytes().startswith(b"PK"):
+            raise ValueError(
+                f"`{path}` is not a checkpoint. Type the path of a .ckpt file written by `fit`."
+            ) from error
         raise ValueError(
-            f"`{path}` is not a checkpoint, or holds more than tensors and plain data, which could execute code. "
-            "Use a checkpoint written by `fit` or a trainer."
+            f"`{path}` holds more than tensors and plain data (a pickled object or call), and was not loaded: "
+            "that could execute code. Use a checkpoint written by `fit`."
         ) from error
     except Exception as error:  # whatever reading a damaged archive may raise
         raise ValueError(f"`{path}` is damaged or not a checkpoint. Use another one of that run.") from error

@@ -55,7 +55,7 @@ class Segments:
             "done": torch.ones(len(x), dtype=torch.bool, device=x.device),
         }
         old = new if self.places is None else tree_map(_lengthened, self.places, new)
-        own, self._waiting = (tree_map(part, old) for part in (lambda all: all[: len(x)], lambda all: all[len(x) :]))
+        own, self._waiting = tree_map(lambda rows: rows[: len(x)], old), tree_map(lambda rows: rows[len(x) :], old)
         taken = ~own["done"]
         self._active = tree_map(lambda ours, theirs: _rows(taken, ours, theirs), own, new)
         return self._active["x"], self._active["y"], self._active["z"]

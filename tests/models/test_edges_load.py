@@ -1,5 +1,6 @@
 """The task of any checkpoint."""
 
+import io
 import pickle
 import re
 from pathlib import Path
@@ -89,14 +90,22 @@ def test_edges_load_of_something_else(tmp_path):
         deq_lightning.load(tmp_path / "x.ckpt")
 
 
+def call() -> bytes:
+    """Return a file of PyTorch that would call a function."""
+    file = io.BytesIO()
+    torch.save({"state_dict": print}, file)
+    return file.getvalue()
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"PK\x03\x04 cut short", "is damaged or not a checkpoint. Use another one of that run."),
-        (b"not a checkpoint", "is not a checkpoint, or holds more than tensors and plain data, which could"),
-        (pickle.dumps(print), "is not a checkpoint, or holds more than tensors and plain data, which could"),
+        (b"not a checkpoint", "is not a checkpoint. Type the path of a .ckpt file written by `fit`."),
+        (pickle.dumps(print), "is not a checkpoint. Type the path of a .ckpt file written by `fit`."),
+        (call(), "holds more than tensors and plain data (a pickled object or call), and was not loaded"),
     ],
-    ids=["cut short", "text", "pickle"],
+    ids=["cut short", "text", "pickle", "call"],
 )
 def test_edges_load_of_what_is_none_is_one_line(content, message, tmp_path):
     path = tmp_path / "x.ckpt"

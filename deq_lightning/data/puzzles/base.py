@@ -50,10 +50,7 @@ class Puzzles(DataModule):
     of `test_names`. No puzzle of a split is in another.
 
     Args:
-        batch_size: training puzzles per step and device, 1 or more.
-        eval_batch_size: puzzles per validation, test or prediction step; by default `batch_size`.
-        num_workers: processes that load puzzles; by default 0, because the puzzles are in memory.
-        seed: fixes the puzzles, the splits, the order of the training puzzles and their random symmetries, 0 or more.
+        options: those of `DataModule`; `seed` fixes the puzzles and their random symmetries as well.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -65,14 +62,8 @@ class Puzzles(DataModule):
     dtype: ClassVar[torch.dtype] = torch.float32
     transform: Transform | None = None  # of training puzzles
 
-    def __init__(
-        self,
-        batch_size: int = 128,
-        eval_batch_size: int | None = None,
-        num_workers: int | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(batch_size, eval_batch_size, num_workers, seed)
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
         self.test_sets: dict[str, Dataset[Any]] = {}
 
     @property
