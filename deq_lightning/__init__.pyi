@@ -39,6 +39,7 @@ from .gradients import Unrolled as Unrolled
 from .models import FPN as FPN
 from .models import IGNN as IGNN
 from .models import MDEQ as MDEQ
+from .models import MIND as MIND
 from .models import MON as MON
 from .models import DenseFPN as DenseFPN
 from .models import DEQTransformer as DEQTransformer
@@ -66,6 +67,7 @@ from .solvers import Partition as Partition
 from .solvers import Solution as Solution
 from .solvers import Solver as Solver
 from .solvers import Status as Status
+from .tasks import AdaptiveClassification as AdaptiveClassification
 from .tasks import CosineToEnd as CosineToEnd
 from .tasks import DensePrediction as DensePrediction
 from .tasks import GraphClassification as GraphClassification

@@ -36,6 +36,8 @@ class GradientStrategy(Configured, Callback, ABC):
         ValueError: if an argument is out of its range.
     """
 
+    through_start = False  # whether the start of a solve receives a gradient, too
+
     def __init__(self, pretrain_steps: int = 0, unroll_steps: int = 10) -> None:
         whole(0, pretrain_steps=pretrain_steps)
         whole(1, unroll_steps=unroll_steps)
@@ -55,6 +57,11 @@ class GradientStrategy(Configured, Callback, ABC):
             A state equal to `z` or to a refinement of it, whose backward is the strategy. With gradients off, the same
             state without a backward.
         """
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of the map in a forward pass besides the solver's: in `attach`, or in the unrolled stage."""
+        return self.unroll_steps if self.unrolled else 1
 
     @property
     def unrolled(self) -> bool:

@@ -46,6 +46,11 @@ class UPG(GradientStrategy):
         self.damping = damping
         self.checkpoint = checkpoint
 
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of the map in a forward pass besides the solver's."""
+        return super().evaluations if self.unrolled else self.k
+
     def attach(self, f: FixedPointMap, z: State) -> State:
         """Return the state after `k` damped steps from `z`, with their graph."""
 

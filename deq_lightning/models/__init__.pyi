@@ -17,6 +17,7 @@ from .language.transformer import Segment as Segment
 from .layers.frozen import VariationalDropout as VariationalDropout
 from .mdeq.models import MDEQ as MDEQ
 from .mdeq.models import MDEQSegmentation as MDEQSegmentation
+from .mind.convolutional import MIND as MIND
 from .monotone.models import MON as MON
 from .monotone.models import MONConv as MONConv
 from .monotone.models import MONMultiTier as MONMultiTier

@@ -16,6 +16,7 @@ from deq_lightning.models.cell_map import Shared as Shared
 from deq_lightning.models.cell_map import Together
 from deq_lightning.models.layers.frozen import frozen
 from deq_lightning.models.observations import Observations
+from deq_lightning.models.partial import embedded, injection_of, resting
 from deq_lightning.models.starts import Equilibrium as Equilibrium
 from deq_lightning.models.starts import Start as Start
 from deq_lightning.models.starts import partly_random, state_of
@@ -155,6 +156,23 @@ class ImplicitModel(Network):
             z, solution = self._solve_together(f, z0, solver)
         f.watch = None
         return Equilibrium(f, z, solution)
+
+    def equilibrium_of(self, u: Any, taking_part: Tensor) -> Equilibrium:
+        """Solve for some of the samples alone; the others rest at `initial_state(u)` and cost nothing.
+
+        Under `torch.vmap` and while the model is compiled or exported as a whole, all are solved.
+
+        Args:
+            u: the injection of the whole batch; of tensors in it whose dimension 0 is the batch, the solve gets its
+                part.
+            taking_part: (batch,) of bool, which samples are solved.
+        """
+        if vectorising() or torch.compiler.is_compiling() or bool(taking_part.all()):
+            return self.equilibrium(u)
+        rest, rows = self.initial_state(u), taking_part.nonzero()[:, 0]
+        if len(rows) == 0:
+            return resting(rest, rows, solved=not self.gradient.unrolled)
+        return embedded(self.equilibrium(injection_of(u, rows, len(taking_part))), rows, rest)
 
     def _solve_together(self, f: CellMap, z0: State, solver: Solver) -> tuple[State, Solution | None]:
         one = Together(f, z0)

@@ -1,3 +1,4 @@
+from .adaptive import AdaptiveClassification as AdaptiveClassification
 from .base import ImplicitTask as ImplicitTask
 from .classification import ImageClassification as ImageClassification
 from .dense import DensePrediction as DensePrediction

@@ -1,6 +1,7 @@
 """What the tasks with labels share: the loss, the figures of whole splits, the table of predictions."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -61,6 +62,11 @@ class SupervisedTask(ImplicitTask):
         del batch
         return slice(None)
 
+    def measured(self, batch: Any, equilibria: Sequence[Equilibrium]) -> dict[str, Tensor]:
+        """Return further figures of each sample by name, whose means are logged, and which the table has as columns."""
+        del batch, equilibria
+        return {}
+
     def loss(self, batch: Any) -> tuple[Tensor, list[Equilibrium]]:
         """Return the loss of a training batch."""
         logits, y, equilibria = self.answer(batch, "train")
@@ -90,10 +96,13 @@ class SupervisedTask(ImplicitTask):
         self.log(f"{split}_loss{postfix}", self.criterion(logits, y), sync_dist=True, **options)
         self.log_dict(metrics, prog_bar=True, **options)
         self.log_equilibria(equilibria, len(y), prefix=f"{split}_", postfix=postfix)
+        for name, values in self.measured(batch, equilibria).items():
+            self.log(f"{split}_{name}{postfix}", values.mean(), sync_dist=True, **options)
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """Return one value per row of the test split for each column, the solver's figures among them."""
         del batch_idx, dataloader_idx
         logits, y, equilibria = self.answer(batch, "test")
         rows = self.sample_of(batch)
-        return self.columns(logits, y) | {name: values[rows] for name, values in solver_columns(equilibria).items()}
+        of_samples = solver_columns(equilibria) | self.measured(batch, equilibria)
+        return self.columns(logits, y) | {name: values[rows] for name, values in of_samples.items()}
