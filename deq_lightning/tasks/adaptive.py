@@ -18,8 +18,8 @@ class AdaptiveClassification(ImageClassification):
 
     The loss is :math:`L + \lambda\,\frac1B \sum_i [\beta \sum_l m_{il} w_l K_{il} / K_{\max} + \gamma \sum_l w_l
     m_{il} + \delta \sum_l m_{il}]`, where L is the criterion, :math:`m_{il}` whether layer l is on for sample i,
-    :math:`K_{il}` the steps of its solver out of at most :math:`K_{\max}`, and :math:`w_l` the layer's share of the cost
-    of one step of all. The gradient goes through m alone. (The paper does not define the first term; this is our
+    :math:`K_{il}` the steps of its solver out of at most :math:`K_{\max}`, and :math:`w_l` the layer's share of what a
+    step of all costs. The gradient goes through m alone. (The paper does not define the first term; this is our
     choice.)
 
     Logs, besides what `ImageClassification` does, `val_layers` and `test_layers`, the mean number of layers that are
@@ -34,8 +34,8 @@ class AdaptiveClassification(ImageClassification):
         layers_weight: δ, 0 or more.
         temperature: of the relaxed choice at the start of a run, above 0.
         final_temperature: that at its end, above 0; linear in between. A run without an end stays at the first.
-        warmup_epochs: epochs in which all layers are on and the introspection network rests, and then as many in which
-            it learns alone, before both learn. 0: none.
+        warmup_epochs: epochs in which the introspection network does not learn, and chooses as it was initialised, and
+            then as many in which it learns alone, before both learn. 0: none.
         options: those of `ImageClassification` and of `ImplicitTask`.
 
     Raises:
