@@ -1,7 +1,8 @@
 """The order of training samples and their random draws, reproducible when a run resumes."""
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from itertools import islice
+from types import MappingProxyType
 from typing import Any, cast
 
 import numpy as np
@@ -95,12 +96,14 @@ class TrainLoader(DataLoader[Any]):
     """
 
     _seen = 0  # batches of this pass that have been handed over
-    _skipped = 0  # batches of the next pass that a run has had before it was resumed
+    _had: Mapping[str, int] = MappingProxyType({})  # state of the pass that a resumed run was in
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator: nothing runs before the first `next`
         if isinstance(self.dataset, SeededDraws):
-            self.dataset.epoch.fill_(getattr(self.sampler, "epoch", 0))
-        self._seen, self._skipped = self._skipped, 0
+            self.dataset.epoch.fill_(self._epoch)
+        # With `limit_train_batches` a pass may have been over before its end: then this is another one.
+        goes_on = self._had.get("epoch", self._epoch) == self._epoch
+        self._seen, self._had = self._had.get("batches", 0) if goes_on else 0, {}
         batches: Any = self.batch_sampler
         whole = batches.sampler
         batches.sampler = Rest(whole, self._seen * batches.batch_size)
@@ -111,10 +114,14 @@ class TrainLoader(DataLoader[Any]):
         finally:
             batches.sampler = whole
 
+    @property
+    def _epoch(self) -> int:
+        return getattr(self.sampler, "epoch", 0)
+
     def state_dict(self) -> dict[str, int]:
-        """Return how many batches of the epoch have been handed over."""
-        return {"batches": self._seen % max(len(self), 1)}
+        """Return how many batches of which epoch have been handed over."""
+        return {"batches": self._seen % max(len(self), 1), "epoch": self._epoch}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Leave out as many at the begin of the next pass."""
-        self._skipped = state["batches"]
+        """Leave out as many at the begin of the next pass, if it is of this epoch."""
+        self._had = state
