@@ -20,6 +20,7 @@ from .data import Mazes as Mazes
 from .data import PrefixSums as PrefixSums
 from .data import Puzzles as Puzzles
 from .data import PythonDocs as PythonDocs
+from .data import RandomDots as RandomDots
 from .data import Sudoku as Sudoku
 from .data import TextDataModule as TextDataModule
 from .data import TUGraphs as TUGraphs

@@ -11,7 +11,15 @@ import torch
 from support.runs import trainer
 from torch_geometric.data import Data
 
-from deq_lightning import IGNNNodeClassifier, KarateClub, NodeClassification, PredictionWriter
+from deq_lightning import (
+    MDEQ,
+    IGNNNodeClassifier,
+    ImageClassification,
+    KarateClub,
+    NodeClassification,
+    PredictionWriter,
+    RandomDots,
+)
 from deq_lightning.configured import RunError
 
 Row = dict[str, str]
@@ -36,6 +44,19 @@ def written(data: object, *batches: tuple[int, Sequence[int]]) -> list[Row]:
         writer.write_on_batch_end(run, None, {"prediction": torch.zeros(count)}, indices, None, number, 0)
     writer.on_predict_end(run, None)
     return read()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_the_data_knows_of_each_sample_is_beside_it(folder: Path) -> None:
+    data = RandomDots(size=8, max_shift=3, test_size=20, eval_batch_size=8)
+    task = ImageClassification(MDEQ(in_channels=2, num_classes=4, channels=(4,), groups=2, head_channels=(2,)))
+    trainer(folder, PredictionWriter("table.csv")).predict(task, data, return_predictions=False)
+    rows = read()
+    assert list(rows[0])[:3] == ["index", "shift", "prediction"]
+    assert [int(row["index"]) for row in rows] == list(range(20))
+    assert [int(row["shift"]) for row in rows] == data.sample_columns["shift"]
+    assert [int(row["label"]) for row in rows] == data.test_set.tensors[1].tolist()
+    assert [row["class"] for row in rows] == [data.class_names[int(row["prediction"])] for row in rows]
 
 
 def test_columns_follow_the_indices(folder: Path) -> None:
