@@ -8,6 +8,7 @@ from .graphs.karate import KarateClub as KarateClub
 from .graphs.ppi import PPI as PPI
 from .graphs.tu import TUGraphs as TUGraphs
 from .images.benchmarks import CIFAR10 as CIFAR10
+from .images.benchmarks import CIFAR100 as CIFAR100
 from .images.benchmarks import MNIST as MNIST
 from .images.benchmarks import SVHN as SVHN
 from .images.cityscapes import Cityscapes as Cityscapes
