@@ -28,7 +28,7 @@ class RandomDots(DataModule):
     Images are generated and held in memory; those of a split do not depend on how many the others have.
 
     Args:
-        size: height and width of a frame, in pixels.
+        size: height and width of a frame, in pixels, 3 or more.
         max_shift: longest shift, in pixels, 1 or more and less than half of `size`, beyond which opposite directions
             would be the same.
         coherence: probability that a pixel of the second frame is not drawn anew, in [0, 1]; at 0 the frames are
@@ -62,11 +62,12 @@ class RandomDots(DataModule):
         **options: Any,
     ) -> None:
         super().__init__(batch_size, **options)
-        sizes(1, size=size, max_shift=max_shift, train_size=train_size, val_size=val_size, test_size=test_size)
+        sizes(3, size=size)
+        sizes(1, max_shift=max_shift, train_size=train_size, val_size=val_size, test_size=test_size)
         if size <= 2 * max_shift:
             raise ValueError(
-                f"`size` must be more than twice `max_shift`, for opposite directions to differ, got {size} and "
-                f"{max_shift}. Set `size={2 * max_shift + 1}` or more, or a smaller `max_shift`."
+                f"`size` must be above {2 * max_shift}, twice `max_shift`, for opposite directions to differ, got "
+                f"{size}. Set `data.max_shift={(size - 1) // 2}` or less, or a larger `size`."
             )
         within("[0, 1]", coherence=coherence)
         within("(0, 1)", "At its ends all pixels are the same.", density=density)

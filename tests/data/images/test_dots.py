@@ -105,9 +105,10 @@ def test_a_stage_draws_what_it_needs() -> None:
     [
         (
             {"max_shift": 12},
-            "`size` must be more than twice `max_shift`, for opposite directions to differ, got 24 and 12. "
-            "Set `size=25` or more, or a smaller `max_shift`.",
+            "`size` must be above 24, twice `max_shift`, for opposite directions to differ, got 24. "
+            "Set `data.max_shift=11` or less, or a larger `size`.",
         ),
+        ({"size": 2, "max_shift": 1}, "`size` must be 3 or more, got 2."),
         ({"coherence": 1.1}, "`coherence` must be in [0, 1], got 1.1."),
         ({"density": 1}, "`density` must be in (0, 1), got 1. At its ends all pixels are the same."),
     ],
