@@ -4,6 +4,7 @@ from .callbacks import EquilibriumMonitor as EquilibriumMonitor
 from .callbacks import PredictionWriter as PredictionWriter
 from .callbacks import SplittingTuner as SplittingTuner
 from .data import CIFAR10 as CIFAR10
+from .data import CIFAR100 as CIFAR100
 from .data import MNIST as MNIST
 from .data import PPI as PPI
 from .data import SVHN as SVHN
@@ -20,6 +21,7 @@ from .data import Mazes as Mazes
 from .data import PrefixSums as PrefixSums
 from .data import Puzzles as Puzzles
 from .data import PythonDocs as PythonDocs
+from .data import RandomDots as RandomDots
 from .data import Sudoku as Sudoku
 from .data import TextDataModule as TextDataModule
 from .data import TUGraphs as TUGraphs

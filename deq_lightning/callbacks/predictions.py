@@ -1,7 +1,7 @@
 """Predictions as a table of comma-separated values."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,15 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import BasePredictionWriter
 from torch import Tensor
 
+from deq_lightning.configured import RunError
 from deq_lightning.files import replacing
 
 
 class PredictionWriter(BasePredictionWriter):
     """Writes what `predict` returns as comma-separated values, one row per sample, while it runs.
 
-    Where the data has names, each row also has the sample's file, and the name of the class that is predicted.
+    Where the data has names, each row also has the sample's file, and the name of the class that is predicted; where
+    the data has `sample_columns`, such as how hard a sample is, each row has them too.
 
     Args:
         path: the file; an existing one is replaced once the new one is complete. None: `predictions.csv` beside the
@@ -59,14 +61,18 @@ class PredictionWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Append the rows of a batch, each with the sample's index in its split."""
+        """Append the rows of a batch, each with the index of its sample, or of the row where rows are not samples."""
         del pl_module, batch, batch_idx
-        columns = {name: values.tolist() for name, values in prediction.items()}
-        count = len(next(iter(columns.values())))
-        indices = list(batch_indices or range(self.rows, self.rows + count))
         data = getattr(trainer, "datamodule", None)
-        columns = {"index": indices, **_named(columns, indices, data)}
-        if sets := getattr(data, "test_names", ()):
+        sets = getattr(data, "test_names", ())
+        columns = _named({name: values.tolist() for name, values in prediction.items()}, data)
+        count = len(next(iter(columns.values())))
+        if batch_indices is not None and len(batch_indices) == count:
+            facts = {} if sets else _facts(batch_indices, data)
+            columns = {"index": list(batch_indices), **facts, **columns}
+        else:  # rows are nodes or words
+            columns = {"index": list(range(self.rows, self.rows + count)), **columns}
+        if sets:
             columns = {"set": [sets[dataloader_idx]] * count, **columns}
         if self.rows == 0:
             self._writer.writerow(columns)
@@ -85,11 +91,23 @@ class PredictionWriter(BasePredictionWriter):
         self._open.__exit__(type(exception), exception, exception.__traceback__)
 
 
-def _named(columns: dict[str, list[Any]], indices: list[int], data: Any) -> dict[str, list[Any]]:
-    """Return the columns, and beside them the file of each sample and the name of its class where the data has such."""
-    files, classes = getattr(data, "file_names", None), getattr(data, "class_names", None)
-    if files is not None and max(indices) < len(files):  # rows may be nodes or pixels, and not samples
-        columns = {"file": [files[index] for index in indices], **columns}
-    if classes is not None and "prediction" in columns:
-        columns = columns | {"class": [classes[number] for number in columns["prediction"]]}
-    return columns
+def _named(columns: dict[str, list[Any]], data: Any) -> dict[str, list[Any]]:
+    """Return the columns, and beside them the name of the class that is predicted where the data has such."""
+    classes = getattr(data, "class_names", None)
+    if classes is None or "prediction" not in columns:
+        return columns
+    return columns | {"class": [classes[number] for number in columns["prediction"]]}
+
+
+def _facts(indices: Sequence[int], data: Any) -> dict[str, list[Any]]:
+    """Return what the data knows of some samples: the file of each, and its own columns."""
+    files = getattr(data, "file_names", None)
+    known: Mapping[str, Sequence[Any]] = {} if files is None else {"file": files}
+    known = {**known, **getattr(data, "sample_columns", {})}
+    for name, values in known.items():
+        if len(values) <= max(indices):
+            raise RunError(
+                f"`{type(data).__name__}` must have a value of `{name}` for every sample that `predict` sees, got "
+                f"{len(values)} values, and none for sample {max(indices)}."
+            )
+    return {name: [values[index] for index in indices] for name, values in known.items()}

@@ -8,10 +8,12 @@ from .graphs.karate import KarateClub as KarateClub
 from .graphs.ppi import PPI as PPI
 from .graphs.tu import TUGraphs as TUGraphs
 from .images.benchmarks import CIFAR10 as CIFAR10
+from .images.benchmarks import CIFAR100 as CIFAR100
 from .images.benchmarks import MNIST as MNIST
 from .images.benchmarks import SVHN as SVHN
 from .images.cityscapes import Cityscapes as Cityscapes
 from .images.digits import Digits as Digits
+from .images.dots import RandomDots as RandomDots
 from .images.files import ImageFiles as ImageFiles
 from .images.imagenet import ImageNet as ImageNet
 from .puzzles.base import Puzzles as Puzzles

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import Any, ClassVar, cast
 
 import pytorch_lightning as pl
@@ -56,6 +56,14 @@ class Described(pl.LightningDataModule, ABC):
     def file_names(self) -> Sequence[str] | None:
         """Path of each sample that `predict` sees, in their order, where each is a file; known after `setup`."""
         return None
+
+    @property
+    def sample_columns(self) -> Mapping[str, Sequence[Any]]:
+        """What is known of each sample that `predict` sees, such as how hard it is; known after `setup`.
+
+        Each name has plain values, one per sample and in their order; where there are several test sets, none are used.
+        """
+        return {}
 
     @property
     def test_names(self) -> Sequence[str]:

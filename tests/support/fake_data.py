@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader
 from torchvision import datasets
 
 
-def labels_of(count: int) -> np.ndarray:
+def labels_of(count: int, classes: int = 10) -> np.ndarray:
     """Return 0, 1, …, 9, 0, 1, …: every class as often as the others."""
-    return np.arange(count) % 10
+    return np.arange(count) % classes
 
 
 def make_cifar10(root: Path, monkeypatch: pytest.MonkeyPatch, train: int = 100, test: int = 20) -> None:
@@ -29,6 +29,25 @@ def make_cifar10(root: Path, monkeypatch: pytest.MonkeyPatch, train: int = 100, 
     monkeypatch.setattr(datasets.CIFAR10, "test_list", [_cifar_batch(folder / "test_batch", labels_of(test))])
     name, checksum = _pickle(folder / "batches.meta", {"label_names": [f"class {label}" for label in range(10)]})
     monkeypatch.setattr(datasets.CIFAR10, "meta", {"filename": name, "key": "label_names", "md5": checksum})
+
+
+def make_cifar100(root: Path, monkeypatch: pytest.MonkeyPatch, train: int = 1000, test: int = 200) -> None:
+    """Write a file of each split under `root`, with both kinds of labels, and have torchvision expect the checksums."""
+    folder = root / "cifar-100-python"
+    folder.mkdir(parents=True)
+    for split, count in {"train": train, "test": test}.items():
+        fine = labels_of(count, 100)
+        content = {
+            "data": _pixels(count, 3 * 32 * 32),
+            "fine_labels": fine.tolist(),
+            "coarse_labels": (fine // 5).tolist(),
+        }
+        monkeypatch.setattr(datasets.CIFAR100, f"{split}_list", [_pickle(folder / split, content)])
+    names = {
+        f"{kind}_label_names": [f"{kind} {n}" for n in range(count)] for kind, count in (("fine", 100), ("coarse", 20))
+    }
+    name, checksum = _pickle(folder / "meta", names)
+    monkeypatch.setattr(datasets.CIFAR100, "meta", {"filename": name, "key": "fine_label_names", "md5": checksum})
 
 
 def make_mnist(root: Path, monkeypatch: pytest.MonkeyPatch, train: int = 100, test: int = 20) -> None:

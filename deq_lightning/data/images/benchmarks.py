@@ -1,23 +1,11 @@
-"""MNIST, SVHN and CIFAR-10, read through torchvision."""
+"""MNIST, SVHN, CIFAR-10 and CIFAR-100."""
 
-import copy
-import math
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-import numpy as np
-from sklearn.model_selection import train_test_split
-from torch import nn
-from torch.utils.data import Dataset, Subset
 from torchvision import datasets, transforms
 
-from deq_lightning.data.base import DataModule, Size, check_sizes, samples_in
-from deq_lightning.data.errors import DatasetNotFoundError, SplitError
-from deq_lightning.data.order import SeededDraws
-from deq_lightning.samples import IMAGES, Samples
-
-CLASSES = 10
+from deq_lightning.data.images.torchvision_images import TorchvisionImages
 
 
 class IdxFiles(datasets.MNIST):
@@ -30,193 +18,6 @@ class IdxFiles(datasets.MNIST):
 
     def _check_legacy_exist(self) -> bool:
         return False
-
-
-class TorchvisionImages(DataModule):
-    """Base class of data modules for torchvision's datasets; subclasses set the dataset and its statistics.
-
-    Args:
-        root: folder that holds the dataset, laid out as torchvision does.
-        download: whether to fetch what is missing under `root`.
-        val_size: training images set aside for validation, in the proportions of the classes: their number, 10 or more,
-            or their share, in (0, 1).
-        train_size: training images used, likewise. None: all that are left.
-        test_size: test images used, likewise. None: all.
-        augmentation: torchvision's random transforms, applied in this order to training images as tensors of values
-            in [0, 1], before they are normalised.
-        augment_test: whether test images get them too, as in the code of the JFB paper for CIFAR-10; not for results of
-            your own.
-        validate_on_test: whether to train on all training images and select the model on the test images, as most
-            published results were; not for results of your own.
-        batch_size: training images per step and device, 1 or more.
-        eval_batch_size: images per validation, test or prediction step; by default `batch_size`.
-        num_workers: processes that load images; by default one less than the cores of each device, at least 1 and at
-            most 8.
-        seed: fixes the splits and the order of the training images, 0 or more.
-
-    Raises:
-        ValueError: if an argument is out of its range.
-        DatasetNotFoundError: from `prepare_data` and `setup`, if the files are missing or damaged.
-    """
-
-    dataset: ClassVar[type[datasets.VisionDataset]]
-    shape: ClassVar[tuple[int, int, int]]
-    files: ClassVar[tuple[str, ...]]  # under `root`
-    mean: ClassVar[tuple[float, ...]]
-    std: ClassVar[tuple[float, ...]]
-    splits: ClassVar[tuple[dict[str, Any], dict[str, Any]]] = ({"train": True}, {"train": False})  # training, test
-    labels: ClassVar[str] = "targets"
-
-    def __init__(
-        self,
-        root: str = "data",
-        download: bool = False,
-        val_size: Size = 5000,
-        train_size: Size | None = None,
-        test_size: Size | None = None,
-        augmentation: list[nn.Module] | None = None,
-        augment_test: bool = False,
-        validate_on_test: bool = False,
-        batch_size: int = 128,
-        eval_batch_size: int | None = None,
-        num_workers: int | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(batch_size, eval_batch_size, num_workers, seed)
-        check_sizes(CLASSES, val_size=val_size, train_size=train_size, test_size=test_size)
-        self.root = root
-        self.download = download
-        self.val_size = val_size
-        self.train_size = train_size
-        self.test_size = test_size
-        self.augmentation = list(augmentation or [])
-        self.augment_test = augment_test
-        self.validate_on_test = validate_on_test
-
-    @property
-    def samples(self) -> Samples:
-        """Description of the images."""
-        channels, *size = self.shape
-        return Samples(IMAGES, channels=channels, size=(size[0], size[1]), classes=CLASSES)
-
-    @property
-    def class_names(self) -> Sequence[str] | None:
-        """Names of the classes, where torchvision has them."""
-        images: Any = self.test_set
-        while hasattr(images, "dataset"):  # parts and augmentations are wrapped around it
-            images = images.dataset
-        return getattr(images, "classes", None)
-
-    def prepare_data(self) -> None:
-        """Download missing files if allowed, and read both splits, so that a bad file stops the run at its start."""
-        for split in self.splits:
-            self._load(split, download=self.download)
-
-    def setup(self, stage: str | None = None) -> None:
-        """Read the splits that `stage` needs, or all of them for None."""
-        training, test = self.splits
-        if stage in ("test", "predict", None) or self.validate_on_test:
-            self.test_set = self._part(self._load(test), self.test_size, self.augment_test)
-        if stage in ("fit", "validate", None):
-            self._set_train_and_val(self._load(training))
-
-    @property
-    def departures(self) -> list[str]:
-        """Choices that compromise results on this data, in words."""
-        selected = ["the model is selected on the test images"] if self.validate_on_test else []
-        return selected + (["the test images are augmented"] if self.augment_test else [])
-
-    def _set_train_and_val(self, full: datasets.VisionDataset) -> None:
-        if self.validate_on_test:
-            self.train_set, self.val_set = self._part(full, self.train_size, augment=True), self.test_set
-            return
-        val_size = samples_in(self.val_size, len(full))
-        train_size = None if self.train_size is None else samples_in(self.train_size, len(full), math.floor)
-        for name, size in {"val_size": val_size, "train_size": train_size}.items():
-            if size is not None and size < CLASSES:
-                raise SplitError(
-                    f"`{name}` must stand for {CLASSES} images or more, one of each class, got {size} of the "
-                    f"{len(full)} training images. Set `{name}={max(CLASSES, len(full) // 10)}`."
-                )
-        if len(full) - val_size < (train_size or CLASSES):
-            wanted = f"the {train_size} of `train_size`" if train_size else str(CLASSES)
-            advice = max(CLASSES, len(full) // 10)
-            raise SplitError(
-                f"`val_size` must leave {wanted} of the {len(full)} training images to train on, got {val_size}. "
-                f"Set `val_size={advice}`."
-            )
-        train, val = train_test_split(
-            np.arange(len(full)),
-            train_size=train_size,
-            test_size=val_size,
-            stratify=getattr(full, self.labels),
-            random_state=self.seed,
-        )
-        self.train_set, self.val_set = self._rows(full, train, augment=True), self._rows(full, val, augment=False)
-
-    def _part(self, full: datasets.VisionDataset, size: Size | None, augment: bool) -> Dataset[Any]:
-        """Return `size` images in the proportions of the classes, or all of them."""
-        rows = np.arange(len(full))
-        if size is not None:
-            size = samples_in(size, len(full), math.floor)
-            if not CLASSES <= size <= len(full) - CLASSES:
-                raise SplitError(
-                    f"a part of the {len(full)} images must have {CLASSES} images and leave out {CLASSES}, got {size}. "
-                    "Leave the size out to use all."
-                )
-            labels = getattr(full, self.labels)
-            rows, _ = train_test_split(rows, train_size=size, stratify=labels, random_state=self.seed)
-        return self._rows(full, rows, augment)
-
-    def _rows(self, full: datasets.VisionDataset, rows: np.ndarray, augment: bool) -> Dataset[Any]:
-        if not augment or not self.augmentation:
-            return Subset(full, rows.tolist())
-        augmented = copy.copy(full)  # the same images in memory, another transform
-        augmented.transform = self._transform(self.augmentation)
-        return SeededDraws(Subset(augmented, rows.tolist()), self.seed)
-
-    def _transform(self, augmentation: Sequence[nn.Module] = ()) -> transforms.Compose:
-        return transforms.Compose([transforms.ToTensor(), *augmentation, transforms.Normalize(self.mean, self.std)])
-
-    def _load(self, split: dict[str, Any], download: bool = False) -> datasets.VisionDataset:
-        try:
-            images = self.dataset(self.root, transform=self._transform(), download=download, **split)
-            self._check(images)
-        except Exception as error:  # whatever torchvision raises on files that are missing or damaged
-            raise DatasetNotFoundError(self._explain(error, download)) from error
-        return images
-
-    def _check(self, images: datasets.VisionDataset) -> None:
-        """Raise a ValueError unless the images have the known shape, and a class each, of which there are ten."""
-        labels = np.asarray(getattr(images, self.labels))
-        if len(labels) != len(images):
-            raise ValueError(f"{len(images)} images have {len(labels)} labels")
-        if (shape := tuple(images[0][0].shape)) != self.shape:
-            raise ValueError(f"images must be {self.shape}, got {shape}")
-        if labels.min() < 0 or labels.max() >= CLASSES:
-            raise ValueError(f"labels must be 0 to {CLASSES - 1}, got {labels.min()} to {labels.max()}")
-        counts = np.bincount(labels, minlength=CLASSES)
-        if counts.min() < 2:
-            raise ValueError(f"every class must have 2 images or more, {counts.argmin()} has {counts.min()}")
-
-    def _explain(self, error: Exception, download: bool) -> str:
-        name, root = type(self).__name__, Path(self.root)
-        elsewhere = "or `root=PATH` to name the folder that holds it."
-        missing = [file for file in self.files if not (root / file).is_file()]
-        # One line, without torchvision's advice on a flag that is not ours.
-        cause = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0].strip(" .:")
-        if missing and download:
-            return f"`{name}` could not be downloaded to `{root}/` ({cause}). Try again, {elsewhere}"
-        if missing:
-            return (
-                f"`{name}` was not found under `{root}/` (expected `{root / missing[0]}`). "
-                f"Set `download=True` to fetch it, {elsewhere}"
-            )
-        own = " ".join(dict.fromkeys(f"`{root / Path(file).parts[0]}`" for file in self.files))
-        return (
-            f"`{name}` under `{root}/` is damaged or cut short ({cause}). "
-            f"Delete {own} and set `download=True` to fetch it again, {elsewhere}"
-        )
 
 
 class MNIST(TorchvisionImages):
@@ -255,28 +56,17 @@ class SVHN(TorchvisionImages):
     labels = "labels"
 
 
-class CIFAR10(TorchvisionImages):
-    """CIFAR-10: 50,000 training and 10,000 test images of ten kinds of objects, (3, 32, 32), normalised.
+class CIFARImages(TorchvisionImages):
+    """Base class of CIFAR-10 and CIFAR-100.
 
     Args:
         root: folder that holds the dataset, laid out as torchvision does.
         augment: whether training images are shifted by up to 4 pixels and flipped left to right at random, before
             what `augmentation` lists.
         options: those of `TorchvisionImages`.
-
-    References:
-        Krizhevsky, "Learning multiple layers of features from tiny images", 2009.
     """
 
-    dataset = datasets.CIFAR10
     shape = (3, 32, 32)
-    files = (
-        *(f"cifar-10-batches-py/data_batch_{number}" for number in range(1, 6)),
-        "cifar-10-batches-py/test_batch",
-        "cifar-10-batches-py/batches.meta",
-    )
-    mean = (0.4914, 0.4822, 0.4465)
-    std = (0.2023, 0.1994, 0.2010)
 
     def __init__(self, root: str = "data", augment: bool = False, **options: Any) -> None:
         super().__init__(root, **options)
@@ -287,3 +77,34 @@ class CIFAR10(TorchvisionImages):
                 transforms.RandomHorizontalFlip(),
                 *self.augmentation,
             ]
+
+
+class CIFAR10(CIFARImages):
+    """CIFAR-10: 50,000 training and 10,000 test images of ten kinds of objects, (3, 32, 32), normalised.
+
+    References:
+        Krizhevsky, "Learning multiple layers of features from tiny images", 2009.
+    """
+
+    dataset = datasets.CIFAR10
+    files = (
+        *(f"cifar-10-batches-py/data_batch_{number}" for number in range(1, 6)),
+        "cifar-10-batches-py/test_batch",
+        "cifar-10-batches-py/batches.meta",
+    )
+    mean = (0.4914, 0.4822, 0.4465)
+    std = (0.2023, 0.1994, 0.2010)
+
+
+class CIFAR100(CIFARImages):
+    """CIFAR-100: 50,000 training and 10,000 test images of a hundred kinds of objects, (3, 32, 32), normalised.
+
+    References:
+        Krizhevsky, "Learning multiple layers of features from tiny images", 2009.
+    """
+
+    dataset = datasets.CIFAR100
+    classes = 100
+    files = ("cifar-100-python/train", "cifar-100-python/test", "cifar-100-python/meta")
+    mean = (0.5071, 0.4865, 0.4409)
+    std = (0.2673, 0.2564, 0.2762)

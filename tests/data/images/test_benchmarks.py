@@ -5,31 +5,35 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.fake_data import labels_of, make_cifar10, make_mnist, make_svhn
+from support.fake_data import labels_of, make_cifar10, make_cifar100, make_mnist, make_svhn
 from torch import Tensor
 from torch.utils.data import Subset
 from torchvision import transforms
 
 from deq_lightning.data.errors import DatasetNotFoundError
-from deq_lightning.data.images.benchmarks import CIFAR10, MNIST, SVHN, TorchvisionImages
+from deq_lightning.data.images.benchmarks import CIFAR10, CIFAR100, MNIST, SVHN, CIFARImages
+from deq_lightning.data.images.torchvision_images import TorchvisionImages
+from deq_lightning.samples import IMAGES, Samples
 
-MAKERS = {CIFAR10: make_cifar10, MNIST: make_mnist, SVHN: make_svhn}
-SHAPES = {CIFAR10: (3, 32, 32), MNIST: (1, 28, 28), SVHN: (3, 32, 32)}
+MAKERS = {CIFAR10: make_cifar10, CIFAR100: make_cifar100, MNIST: make_mnist, SVHN: make_svhn}
+SHAPES = {CIFAR10: (3, 32, 32), CIFAR100: (3, 32, 32), MNIST: (1, 28, 28), SVHN: (3, 32, 32)}
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
+
+CLASSES = {CIFAR10: 10, CIFAR100: 100, MNIST: 10, SVHN: 10}
 
 every_kind = pytest.mark.parametrize("kind", list(MAKERS), ids=lambda kind: kind.__name__)
 
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a folder that holds all three datasets: 100 training and 20 test images each."""
+    """Return a folder that holds all the datasets: 10 training and 2 test images of each class."""
     for make in MAKERS.values():
         make(tmp_path, monkeypatch)
     return tmp_path
 
 
 def ready(kind: type[TorchvisionImages], root: Path, **arguments: object) -> TorchvisionImages:
-    data = kind(root=str(root), val_size=20, num_workers=0, **arguments)
+    data = kind(root=str(root), val_size=2 * CLASSES[kind], num_workers=0, **arguments)
     data.prepare_data()
     data.setup()
     return data
@@ -43,25 +47,31 @@ def pixels(dataset: object) -> Tensor:
     return torch.stack([dataset[i][0] for i in range(len(dataset))])
 
 
+def some(dataset: object) -> Subset:
+    return Subset(dataset, range(80))
+
+
 @every_kind
 def test_sizes_shapes_and_batches(kind: type[TorchvisionImages], root: Path) -> None:
-    data = ready(kind, root, batch_size=32)
-    assert [len(s) for s in (data.train_set, data.val_set, data.test_set)] == [80, 20, 20]
+    count = CLASSES[kind]
+    data = ready(kind, root, batch_size=3 * count)
+    assert [len(s) for s in (data.train_set, data.val_set, data.test_set)] == [8 * count, 2 * count, 2 * count]
     batches = list(data.train_dataloader())
-    assert [len(x) for x, _ in batches] == [32, 32, 16]
+    assert [len(x) for x, _ in batches] == [3 * count, 3 * count, 2 * count]
     x, y = batches[0]
-    assert x.shape == (32, *SHAPES[kind]) and x.dtype == torch.float32
+    assert x.shape == (3 * count, *SHAPES[kind]) and x.dtype == torch.float32
     assert y.dtype == torch.int64
+    assert data.samples == Samples(IMAGES, channels=x.shape[1], size=tuple(x.shape[2:]), classes=count)
 
 
 @every_kind
 def test_splits_are_disjoint_and_stratified(kind: type[TorchvisionImages], root: Path) -> None:
-    data = ready(kind, root)
+    data, count = ready(kind, root), CLASSES[kind]
     assert isinstance(data.train_set, Subset) and isinstance(data.val_set, Subset)
-    assert sorted([*data.train_set.indices, *data.val_set.indices]) == list(range(100))
-    assert labels(data.train_set).bincount().tolist() == [8] * 10
-    assert labels(data.val_set).bincount().tolist() == [2] * 10
-    assert torch.equal(labels(data.test_set), torch.as_tensor(labels_of(20)))
+    assert sorted([*data.train_set.indices, *data.val_set.indices]) == list(range(10 * count))
+    assert labels(data.train_set).bincount().tolist() == [8] * count
+    assert labels(data.val_set).bincount().tolist() == [2] * count
+    assert torch.equal(labels(data.test_set), torch.as_tensor(labels_of(2 * count, count)))
 
 
 @every_kind
@@ -75,15 +85,15 @@ def test_seed_fixes_the_split(kind: type[TorchvisionImages], root: Path) -> None
 def test_pixels_are_normalised(kind: type[TorchvisionImages], root: Path) -> None:
     data = ready(kind, root)
     restored = pixels(data.test_set) * torch.tensor(kind.std).view(-1, 1, 1) + torch.tensor(kind.mean).view(-1, 1, 1)
-    raw = torch.as_tensor(np.asarray(data.test_set.dataset.data)).reshape(20, -1)
-    if kind is CIFAR10:  # torchvision keeps it with the channels last
-        raw = raw.view(20, 32, 32, 3).permute(0, 3, 1, 2).flatten(1)
+    raw = torch.as_tensor(np.asarray(data.test_set.dataset.data)).reshape(2 * CLASSES[kind], -1)
+    if issubclass(kind, CIFARImages):  # torchvision keeps it with the channels last
+        raw = raw.view(-1, 32, 32, 3).permute(0, 3, 1, 2).flatten(1)
     assert torch.allclose(restored.flatten(1) * 255, raw.float(), atol=1e-3)
 
 
 @every_kind
 def test_iterating_leaves_the_global_stream_alone(kind: type[TorchvisionImages], root: Path) -> None:
-    data = ready(kind, root, **({"augment": True} if kind is CIFAR10 else {}))
+    data = ready(kind, root, **({"augment": True} if issubclass(kind, CIFARImages) else {}))
     before = torch.get_rng_state()
     for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader(), data.predict_dataloader()):
         list(loader)
@@ -99,12 +109,22 @@ def test_setup_loads_what_the_stage_needs(root: Path) -> None:
     assert data.test_set is None and len(data.train_set) == 80
 
 
-def test_only_training_images_are_augmented(root: Path) -> None:
-    plain, augmented = ready(CIFAR10, root), ready(CIFAR10, root, augment=True)
+every_cifar = pytest.mark.parametrize("kind", [CIFAR10, CIFAR100], ids=lambda kind: kind.__name__)
+
+
+@every_cifar
+def test_classes_are_named(kind: type[CIFARImages], root: Path) -> None:
+    word = {CIFAR10: "class", CIFAR100: "fine"}[kind]
+    assert ready(kind, root).class_names == [f"{word} {number}" for number in range(CLASSES[kind])]
+
+
+@every_cifar
+def test_only_training_images_are_augmented(kind: type[CIFARImages], root: Path) -> None:
+    plain, augmented = ready(kind, root), ready(kind, root, augment=True)
     assert torch.equal(pixels(plain.val_set), pixels(augmented.val_set))
     assert torch.equal(pixels(plain.test_set), pixels(augmented.test_set))
-    assert torch.equal(labels(plain.train_set), labels(augmented.train_set))
-    changed = (pixels(plain.train_set) != pixels(augmented.train_set)).flatten(1).any(dim=1)
+    assert torch.equal(labels(some(plain.train_set)), labels(some(augmented.train_set)))
+    changed = (pixels(some(plain.train_set)) != pixels(some(augmented.train_set))).flatten(1).any(dim=1)
     assert changed.sum() > 70  # an image stays as it is with probability 1/162
 
 
@@ -205,6 +225,8 @@ def test_bad_sizes_are_refused(root: Path) -> None:
         MNIST(val_size=0)
     with pytest.raises(ValueError, match=r"`train_size` must be in \(0, 1\), got 1\.5"):
         MNIST(train_size=1.5)
+    with pytest.raises(ValueError, match=r"`train_size` must be 100 or more, got 10\."):
+        CIFAR100(train_size=10)
     data = MNIST(root=str(root), val_size=95)
     with pytest.raises(ValueError, match=r"must leave 10 of the 100 training images .* Set `val_size=10`."):
         data.setup("fit")
@@ -229,9 +251,11 @@ def test_the_real_files_load(tmp_path: Path) -> None:
 
 @every_kind
 def test_parts_are_stratified_and_fixed_by_the_seed(kind: type[TorchvisionImages], root: Path) -> None:
-    data, same, other = (ready(kind, root, train_size=30, test_size=10, seed=seed) for seed in (0, 0, 1))
-    assert labels(data.train_set).bincount().tolist() == [3] * 10
-    assert labels(data.test_set).bincount().tolist() == [1] * 10
+    count = CLASSES[kind]
+    sizes = {"train_size": 3 * count, "test_size": count}
+    data, same, other = (ready(kind, root, **sizes, seed=seed) for seed in (0, 0, 1))
+    assert labels(data.train_set).bincount().tolist() == [3] * count
+    assert labels(data.test_set).bincount().tolist() == [1] * count
     assert data.train_set.indices == same.train_set.indices != other.train_set.indices
     assert not set(data.train_set.indices) & set(data.val_set.indices)
 

@@ -1,4 +1,4 @@
-"""Files of MNIST, SVHN and CIFAR-10 that are not what their name says: one line each, and nothing is unpickled."""
+"""Files of MNIST, SVHN and the CIFARs that are not what their name says: one line each, and nothing is unpickled."""
 
 import hashlib
 import pickle
@@ -9,17 +9,18 @@ import numpy as np
 import pytest
 import torch
 from scipy.io import savemat
-from support.fake_data import make_cifar10, make_mnist, make_svhn
+from support.fake_data import make_cifar10, make_cifar100, make_mnist, make_svhn
 from torchvision import datasets
 
 from deq_lightning.data.errors import DatasetNotFoundError, SplitError
-from deq_lightning.data.images.benchmarks import CIFAR10, MNIST, SVHN, TorchvisionImages
+from deq_lightning.data.images.benchmarks import CIFAR10, CIFAR100, MNIST, SVHN
+from deq_lightning.data.images.torchvision_images import TorchvisionImages
 
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a folder that holds all three datasets: 100 training and 20 test images each."""
-    for make in (make_mnist, make_svhn, make_cifar10):
+    """Return a folder that holds all the datasets: 10 training and 2 test images of each class."""
+    for make in (make_mnist, make_svhn, make_cifar10, make_cifar100):
         make(tmp_path, monkeypatch)
     return tmp_path
 
@@ -29,7 +30,7 @@ def refused(kind: type[TorchvisionImages], root: Path) -> str:
     said = []
     for step in ("prepare_data", "setup"):
         with pytest.raises(DatasetNotFoundError) as error:
-            getattr(kind(str(root), val_size=20), step)()
+            getattr(kind(str(root), val_size=2 * kind.classes), step)()
         said.append(str(error.value))
     assert said[0] == said[1] and "\n" not in said[0]
     return said[0]
@@ -131,17 +132,32 @@ class Trap:
         return Path.touch, (self.path,)
 
 
-@pytest.mark.parametrize("file", CIFAR10.files)
+@pytest.mark.parametrize(
+    ("labels", "cause"),
+    [
+        ([100, *range(100), *range(1, 100)], "labels must be 0 to 99, got 0 to 100"),
+        ([*range(99), *range(99)], "every class must have 2 images or more, 99 has 0"),
+    ],
+)
+def test_a_hundred_classes(labels: list[int], cause: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = root / "cifar-100-python" / "train"
+    path.write_bytes(pickle.dumps({"data": np.zeros((len(labels), 3072), np.uint8), "fine_labels": labels}))
+    digest = hashlib.md5(path.read_bytes()).hexdigest()
+    monkeypatch.setattr(datasets.CIFAR100, "train_list", [[path.name, digest]])
+    assert f"is damaged or cut short ({cause})" in refused(CIFAR100, root)
+
+
+@pytest.mark.parametrize(("kind", "file"), [(kind, file) for kind in (CIFAR10, CIFAR100) for file in kind.files])
 @pytest.mark.parametrize("download", [False, True])
 def test_trust_is_in_batches_of_the_known_checksum_alone(
-    file: str, download: bool, root: Path, monkeypatch: pytest.MonkeyPatch
+    kind: type[TorchvisionImages], file: str, download: bool, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def nothing(*arguments: object, **options: object) -> None:
         """Download what is there already."""
 
     monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", nothing)
     (root / file).write_bytes(pickle.dumps(Trap(root / "sprung")))
-    data = CIFAR10(str(root), val_size=20, download=download)
+    data = kind(str(root), val_size=2 * kind.classes, download=download)
     for step in (data.prepare_data, data.setup):
         with pytest.raises(DatasetNotFoundError, match="is damaged or cut short"):
             step()
@@ -172,20 +188,20 @@ def test_trust_in_mnist_never_reaches_the_tensors_of_early_versions(write: Calla
         data.prepare_data()
 
 
-@pytest.mark.parametrize("kind", [MNIST, SVHN, CIFAR10])
+@pytest.mark.parametrize("kind", [MNIST, SVHN, CIFAR10, CIFAR100])
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"val_size": 1e-9}, "`val_size` must stand for 10 images or more, one of each class, got 1 of the 100"),
-        ({"train_size": 1e-9}, "`train_size` must stand for 10 images or more, one of each class, got 0 of the 100"),
-        ({"test_size": 1e-9}, "a part of the 20 images must have 10 images and leave out 10, got 0"),
-        ({"val_size": 1 - 1e-9}, "`val_size` must leave 10 of the 100 training images to train on, got 100"),
+        ({"val_size": 1e-9}, "`val_size` must stand for {0} images or more, one of each class, got 1 of the {0}0"),
+        ({"train_size": 1e-9}, "`train_size` must stand for {0} images or more, one of each class, got 0 of the {0}0"),
+        ({"test_size": 1e-9}, "a part of the {1} images must have {0} images and leave out {0}, got 0"),
+        ({"val_size": 1 - 1e-9}, "`val_size` must leave {0} of the {0}0 training images to train on, got {0}0"),
     ],
 )
 def test_shares_of_nearly_nothing(
     kind: type[TorchvisionImages], options: dict[str, float], message: str, root: Path
 ) -> None:
-    data = kind(str(root), **{"val_size": 20, **options})
-    with pytest.raises(SplitError, match=message) as error:
+    data = kind(str(root), **{"val_size": 2 * kind.classes, **options})
+    with pytest.raises(SplitError, match=message.format(kind.classes, 2 * kind.classes)) as error:
         data.setup()
     assert "\n" not in str(error.value)
