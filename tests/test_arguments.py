@@ -127,6 +127,16 @@ REFUSED = {  # of each argument, the nearest value that is too small or outside 
     "segments": 0,
     "eval_segments": 0,
     "halting_weight": 0.0,
+    "cost_weight": -1e-9,
+    "iterations_weight": -1e-9,
+    "share_weight": -1e-9,
+    "layers_weight": -1e-9,
+    "final_temperature": 0.0,
+    "warmup_epochs": -1,
+    "pooling": 0,
+    "head_width": 0,
+    "introspection_widths": 0,
+    "thresholds": -1e-9,
     "explore": -1e-09,
 }
 MAY_BE_EMPTY = {"cutoffs"}

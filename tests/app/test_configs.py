@@ -18,6 +18,7 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 QUICK = {
     "prefix_sums_upg",
     "sudoku4_recursive",
+    "dots_mind",
     "digits_upg",
     "cifar_npg",
     "mnist_jfb_conv",
@@ -32,6 +33,7 @@ DATA = {
     "mnist": fake_data.make_mnist,
     "svhn": fake_data.make_svhn,
     "cifar": fake_data.make_cifar10,
+    "cifar100": fake_data.make_cifar100,
     "imagenet": fake_data.make_imagenet,
     "cityscapes": fake_data.make_cityscapes,
     "cox2": partial(fake_data.make_tu, name="COX2", labels=35, graphs=30),
@@ -54,6 +56,8 @@ QUICK_DATA = {
     "mnist": ["--data.batch_size", "4", "--data.eval_batch_size", "4"],
     "svhn": ["--data.batch_size", "2", "--data.eval_batch_size", "4"],
     "cifar": ["--data.batch_size", "2"],
+    "cifar100": ["--data.batch_size", "2"],
+    "dots": ["--data.train_size", "16", "--data.val_size", "8", "--data.test_size", "8"],
     "imagenet": ["--data.batch_size", "2", "--data.image_size", "32"],
     "cityscapes": ["--data.batch_size", "2", "--data.crop_size", "[32, 64]", "--data.scale", "[0.03, 0.06]"],
     "wikitext2": ["--data.batch_size", "4", "--data.eval_batch_size", "4", "--data.vocab_size", "80"],
@@ -66,8 +70,11 @@ QUICK_LANGUAGE = [
     *("--model.net.vocab_size", "80", "--model.net.width", "20", "--model.net.inner_width", "30"),
     *("--model.net.cutoffs", "[10, 20, 40]", "--model.net.div_val", "2"),
 ]
-REASONERS = ("recursive", "trm", "eqr")  # their gradient is the one that they were published with
-FROM_FILES = {"mnist", "svhn", "cifar", "imagenet", "cityscapes"}  # of images
+FAMILIES = {  # by model, because their gradient is the one that they were published with
+    **dict.fromkeys(("recursive", "trm", "eqr"), "RecursiveReasoner"),
+    **dict.fromkeys(("mind", "cnn", "all"), "MIND"),
+}
+FROM_FILES = {"mnist", "svhn", "cifar", "cifar100", "imagenet", "cityscapes"}  # of images
 QUICK_NET = {
     "MDEQ": ["--model.net.solver.max_steps", "3"],
     "MDEQSegmentation": ["--model.net.channels", "[8, 8, 8, 8]", "--model.net.solver.max_steps", "3"],
@@ -116,9 +123,9 @@ def test_its_name_says_what_it_holds(config: Path) -> None:
     data = content["data"].get("init_args", {}).get("name", content["data"]["class_path"])
     name = config.stem.replace("prefix_sums", "prefixsums").replace("maze_hard", "mazehard")
     dataset, strategy, *_ = name.replace("sudoku_extreme", "sudoku").split("_")
-    assert data.lower().replace("pythondocs", "pydocs").startswith(dataset.rstrip("46"))
-    if strategy in REASONERS:
-        assert content["model"]["init_args"]["net"]["class_path"] == "RecursiveReasoner"
+    assert data.lower().replace("pythondocs", "pydocs").replace("random", "").startswith(dataset.rstrip("46"))
+    if strategy in FAMILIES:
+        assert content["model"]["init_args"]["net"]["class_path"].startswith(FAMILIES[strategy])
     else:
         assert strategy_of(content) == strategy
     assert config.read_text().startswith(f"# python -m deq_lightning fit --config {config.name}")

@@ -1,7 +1,9 @@
 """Models that choose how much to compute: what is charged, schedules of a run, figures of each sample."""
 
 import csv
+from itertools import pairwise
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import pytorch_lightning as pl
@@ -85,7 +87,7 @@ def test_variants_that_do_not_choose_train_as_well(variant: str) -> None:
 
 def test_the_temperature_falls_along_a_line(folder: Path) -> None:
     class Seen(pl.Callback):
-        values: list[float] = []
+        values: ClassVar[list[float]] = []
 
         def on_train_batch_end(self, trainer: pl.Trainer, task: AdaptiveClassification, *_: object) -> None:
             self.values.append(task.net.temperature)
@@ -106,7 +108,7 @@ def test_in_a_warm_up_one_network_rests_after_the_other(folder: Path) -> None:
 
     kept.append({name: value.detach().clone() for name, value in one.net.named_parameters()})
     trainer(folder, Keep(), max_steps=-1, max_epochs=3, enable_checkpointing=False).fit(one, loader())
-    for epoch, (before, after) in enumerate(zip(kept, kept[1:], strict=False)):
+    for epoch, (before, after) in enumerate(pairwise(kept)):
         for name in before:
             moved = not torch.equal(before[name], after[name])
             assert moved == (epoch == 2 or name.startswith("introspection.") == (epoch == 1)), (epoch, name)
