@@ -23,6 +23,7 @@ QUICK = {
     "mnist_jfb_conv",
     "mnist_implicit_mon_conv",
     "pydocs_upg",
+    "pydocs_mind",
     "proteins_upg",
     "svhn_node",
 }
@@ -67,6 +68,7 @@ QUICK_LANGUAGE = [
     *("--model.net.cutoffs", "[10, 20, 40]", "--model.net.div_val", "2"),
 ]
 REASONERS = ("recursive", "trm", "eqr")  # their gradient is the one that they were published with
+MINDS = ("MIND", "MINDTransformer")  # with any gradient
 FROM_FILES = {"mnist", "svhn", "cifar", "imagenet", "cityscapes"}  # of images
 QUICK_NET = {
     "MDEQ": ["--model.net.solver.max_steps", "3"],
@@ -119,6 +121,8 @@ def test_its_name_says_what_it_holds(config: Path) -> None:
     assert data.lower().replace("pythondocs", "pydocs").startswith(dataset.rstrip("46"))
     if strategy in REASONERS:
         assert content["model"]["init_args"]["net"]["class_path"] == "RecursiveReasoner"
+    elif strategy == "mind":
+        assert content["model"]["init_args"]["net"]["class_path"] in MINDS
     else:
         assert strategy_of(content) == strategy
     assert config.read_text().startswith(f"# python -m deq_lightning fit --config {config.name}")
