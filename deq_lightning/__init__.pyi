@@ -53,6 +53,7 @@ from .models import IGNNSkipNodeClassifier as IGNNSkipNodeClassifier
 from .models import ImplicitGraphLayer as ImplicitGraphLayer
 from .models import ImplicitModel as ImplicitModel
 from .models import MDEQSegmentation as MDEQSegmentation
+from .models import MINDTransformer as MINDTransformer
 from .models import MONConv as MONConv
 from .models import MONMultiTier as MONMultiTier
 from .models import Network as Network
@@ -70,6 +71,7 @@ from .solvers import Solution as Solution
 from .solvers import Solver as Solver
 from .solvers import Status as Status
 from .tasks import AdaptiveClassification as AdaptiveClassification
+from .tasks import AdaptiveLanguageModeling as AdaptiveLanguageModeling
 from .tasks import CosineToEnd as CosineToEnd
 from .tasks import DensePrediction as DensePrediction
 from .tasks import GraphClassification as GraphClassification

@@ -13,6 +13,7 @@ import torch
 import deq_lightning
 from deq_lightning import (
     MDEQ,
+    MIND,
     MON,
     Anderson,
     Broyden,
@@ -20,6 +21,7 @@ from deq_lightning import (
     ImplicitGraphLayer,
     LanguageModeling,
     MDEQSegmentation,
+    MINDTransformer,
     RecursiveReasoner,
     jacobian_penalty,
     spectral_radius,
@@ -138,12 +140,26 @@ REFUSED = {  # of each argument, the nearest value that is too small or outside 
     "introspection_widths": 0,
     "thresholds": -1e-9,
     "explore": -1e-09,
+    "choice_temperature": 0.0,
+    "cost_weight": -1e-09,
+    "final_choice_temperature": 0.0,
+    "final_temperature": 0.0,
+    "head_width": 0,
+    "introspection_widths": 0,
+    "iterations_weight": -1e-09,
+    "layers_weight": -1e-09,
+    "pooling": 0,
+    "share_weight": -1e-09,
+    "thresholds": -1e-09,
+    "warmup_epochs": -1,
 }
-MAY_BE_EMPTY = {"cutoffs"}
+MAY_BE_EMPTY = {"cutoffs", "introspection_widths", "thresholds"}
 SMALL = {  # what keeps the networks of millions of parameters small
     MDEQ: {"channels": [8], "head_channels": [2], "groups": 2},
     MDEQSegmentation: {"channels": [8], "groups": 2},
     RecursiveReasoner: {"vocab_size": 5, "num_classes": 4, "positions": 16, "width": 16, "multiple": 1},
+    MIND: {"widths": [4, 4, 4], "head_width": 4, "introspection_widths": []},
+    MINDTransformer: {"vocab_size": 20, "width": 8, "heads": 2, "inner_width": 8, "layers": 1},
     DEQTransformer: {"vocab_size": 20, "width": 8, "heads": 2, "inner_width": 8, "cutoffs": [], "div_val": 1},
 }
 NUMBERS = {int: [2.5, 10**30], float: [-math.inf]}

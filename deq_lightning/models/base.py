@@ -160,14 +160,14 @@ class ImplicitModel(Network):
     def equilibrium_of(self, u: Any, taking_part: Tensor) -> Equilibrium:
         """Solve for some of the samples alone; the others rest at `initial_state(u)` and cost nothing.
 
-        Under `torch.vmap` and while the model is compiled or exported as a whole, all are solved.
+        Under `torch.vmap`, on the meta device and while the model is compiled or exported as a whole, all are solved.
 
         Args:
             u: the injection of the whole batch; of tensors in it whose dimension 0 is the batch, the solve gets its
                 part.
             taking_part: (batch,) of bool, which samples are solved.
         """
-        if vectorising() or torch.compiler.is_compiling() or bool(taking_part.all()):
+        if vectorising() or torch.compiler.is_compiling() or taking_part.is_meta or bool(taking_part.all()):
             return self.equilibrium(u)
         rest, rows = self.initial_state(u), taking_part.nonzero()[:, 0]
         if len(rows) == 0:

@@ -1,4 +1,5 @@
 from .adaptive import AdaptiveClassification as AdaptiveClassification
+from .adaptive import AdaptiveLanguageModeling as AdaptiveLanguageModeling
 from .base import ImplicitTask as ImplicitTask
 from .classification import ImageClassification as ImageClassification
 from .dense import DensePrediction as DensePrediction

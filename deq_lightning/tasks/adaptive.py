@@ -1,19 +1,19 @@
-"""Image classification by models that choose how much to compute for each sample."""
+"""Image classification and language modelling by models that choose how much to compute."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
-from deq_lightning.configured import CombinationError, above, at_least, whole
+from deq_lightning.configured import above
 from deq_lightning.models import Equilibrium, Network
+from deq_lightning.models.language.transformer import LanguageOutput, Segment
+from deq_lightning.tasks.charges import ChoosingTask
 from deq_lightning.tasks.classification import Batch, ImageClassification
+from deq_lightning.tasks.language import LanguageModeling
 
 
-class AdaptiveClassification(ImageClassification):
+class AdaptiveClassification(ChoosingTask, ImageClassification):
     r"""Classifies images, and charges the model for the layers that it turns on.
 
     The loss is :math:`L + \lambda\,\frac1B \sum_i [\beta \sum_l m_{il} w_l K_{il} / K_{\max} + \gamma \sum_l w_l
@@ -46,8 +46,6 @@ class AdaptiveClassification(ImageClassification):
         Mathur, Pearlmutter and Plis, "MIND over body: adaptive thinking using dynamic computation", ICLR 2025, Eq. 5.
     """
 
-    net: Any
-
     def __init__(
         self,
         net: Network,
@@ -61,40 +59,9 @@ class AdaptiveClassification(ImageClassification):
         **options: Any,
     ) -> None:
         super().__init__(net, **options)
-        at_least(
-            0,
-            cost_weight=cost_weight,
-            iterations_weight=iterations_weight,
-            share_weight=share_weight,
-            layers_weight=layers_weight,
-        )
         above(0, temperature=temperature, final_temperature=final_temperature)
-        whole(0, warmup_epochs=warmup_epochs)
-        if not hasattr(net, "think"):
-            raise CombinationError(
-                f"`AdaptiveClassification` needs a model that chooses, such as `MIND`, got `{type(net).__name__}`."
-            )
-        self.cost_weight = cost_weight
-        self.weights = (iterations_weight, share_weight, layers_weight)
-        self.temperatures = (temperature, final_temperature)
-        self.warmup_epochs = warmup_epochs
-        self.choice = torch.empty(0, 0)  # (batch, layers) of the batch that was answered last
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Set the temperature that is due."""
-        del batch, batch_idx
-        first, last = self.temperatures
-        steps = self.trainer.estimated_stepping_batches
-        share = min(1.0, self.trainer.global_step / steps) if math.isfinite(steps) else 0.0
-        self.net.temperature = first + share * (last - first)
-
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Leave the network that rests as it is: an optimizer passes over parameters without a gradient."""
-        del optimizer
-        phase = self.current_epoch // self.warmup_epochs if self.warmup_epochs else 2
-        for name, parameter in self.net.named_parameters():
-            if phase < 2 and name.startswith("introspection.") == (phase == 0):
-                parameter.grad = None
+        temperatures = (temperature, final_temperature)
+        self.charge(cost_weight, iterations_weight, share_weight, layers_weight, temperatures, warmup_epochs)
 
     def answer(self, batch: Batch, split: str) -> tuple[Tensor, Tensor, list[Equilibrium]]:
         """Return all logits and labels of a batch of (images, labels)."""
@@ -106,28 +73,72 @@ class AdaptiveClassification(ImageClassification):
     def loss(self, batch: Batch) -> tuple[Tensor, list[Equilibrium]]:
         """Return the loss of a training batch, with what its layers cost."""
         loss, equilibria = super().loss(batch)
-        if self.cost_weight == 0 or not equilibria:
-            return loss, equilibria
-        return loss + self.cost_weight * self._cost(equilibria, batch[0]), equilibria
-
-    def _cost(self, equilibria: Sequence[Equilibrium], x: Tensor) -> Tensor:
-        """Return the mean over samples of what is charged for their layers."""
-        iterations, share, layers = self.weights
-        steps = x.new_tensor(self.net.flops(*x.shape[2:]).steps)
-        spent = [
-            torch.ones_like(on) if one.solution is None else one.solution.steps / layer.solver.max_steps
-            for one, on, layer in zip(equilibria, self.choice.T, self.net.layers, strict=True)
-        ]
-        w = steps / steps.sum()
-        prices = iterations * w * torch.stack(spent, dim=1) + share * w + layers
-        return (self.choice * prices).sum(dim=1).mean()
+        return loss + self.cost(equilibria, self.net.flops(*batch[0].shape[2:])), equilibria
 
     def measured(self, batch: Batch, equilibria: Sequence[Equilibrium]) -> dict[str, Tensor]:
         """Return of each sample how many layers were on, and the millions of operations that its answer took."""
-        on, (once, steps) = self.choice.detach(), self.net.flops(*batch[0].shape[2:])
-        operations = torch.full((len(on),), float(once), device=on.device)
-        for one, chosen, cost in zip(equilibria, on.T, steps, strict=True):
-            assert self.gradient is not None  # there is an equilibrium
-            solved = 0 if one.solution is None else one.solution.steps
-            operations += chosen * (solved + self.gradient.evaluations) * cost
-        return {"layers": on.sum(dim=1), "mflops": operations / 1e6}
+        return self.spent(equilibria, self.net.flops(*batch[0].shape[2:]))
+
+
+class AdaptiveLanguageModeling(ChoosingTask, LanguageModeling):
+    """Predicts the next word, and charges the model for the fixed points that it turns on.
+
+    The loss, and `train_loss`, is that of `AdaptiveClassification` with streams for samples and the mean of −log p for
+    L. The figures that it logs besides those of `LanguageModeling` are the same, with the operations of a stream's
+    segment, and so are the columns of the words by which `predict` continues a text.
+
+    Args:
+        net: the model: `MINDTransformer`.
+        cost_weight: λ, 0 or more.
+        iterations_weight: β, 0 or more.
+        share_weight: γ, 0 or more.
+        layers_weight: δ, 0 or more.
+        choice_temperature: of the relaxed choice at the start of a run, above 0.
+        final_choice_temperature: that at its end, above 0; linear in between. A run without an end stays at the first.
+        warmup_epochs: epochs in which the introspection network rests, and then as many in which it learns alone,
+            before both learn. 0: none.
+        options: those of `LanguageModeling` and of `ImplicitTask`.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+        CombinationError: if the model cannot choose.
+
+    References:
+        Mathur, Pearlmutter and Plis, "MIND over body: adaptive thinking using dynamic computation", ICLR 2025, Eq. 5.
+    """
+
+    example = "MINDTransformer"
+
+    def __init__(
+        self,
+        net: Network,
+        cost_weight: float = 0.6,
+        iterations_weight: float = 0.2,
+        share_weight: float = 0.2,
+        layers_weight: float = 0.1,
+        choice_temperature: float = 1.0,
+        final_choice_temperature: float = 0.5,
+        warmup_epochs: int = 0,
+        **options: Any,
+    ) -> None:
+        super().__init__(net, **options)
+        above(0, choice_temperature=choice_temperature, final_choice_temperature=final_choice_temperature)
+        temperatures = (choice_temperature, final_choice_temperature)
+        self.charge(cost_weight, iterations_weight, share_weight, layers_weight, temperatures, warmup_epochs)
+
+    def read(self, segment: Segment) -> tuple[LanguageOutput, list[Equilibrium]]:
+        """Return what the network makes of a segment, and keep what it chose."""
+        output, equilibria, self.choice = self.net.think(segment)
+        return output, equilibria
+
+    def criterion(self, nll: Tensor, batch: Any, equilibria: Sequence[Equilibrium]) -> Tensor:
+        """Return the mean of −log p, with what the fixed points cost."""
+        return super().criterion(nll, batch, equilibria) + self.cost(equilibria, self._flops(batch))
+
+    def measured(self, batch: Any, equilibria: Sequence[Equilibrium]) -> dict[str, Tensor]:
+        """Return of each stream how many fixed points were on, and the millions of operations of its segment."""
+        return self.spent(equilibria, self._flops(batch))
+
+    def _flops(self, batch: Any) -> Any:
+        memory = batch.memory
+        return self.net.flops(batch.tokens.shape[1], 0 if memory is None else memory.z.shape[1])

@@ -1,6 +1,6 @@
 """Language modelling: predict the next word, with a memory of the words before."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -10,7 +10,7 @@ from torchmetrics import MeanMetric
 
 from deq_lightning.configured import CombinationError, at_least, whole
 from deq_lightning.models import Equilibrium, Network
-from deq_lightning.models.language.transformer import Memory, Segment
+from deq_lightning.models.language.transformer import LanguageOutput, Memory, Segment
 from deq_lightning.samples import TEXT, UNKNOWN_ID, TextSource
 from deq_lightning.tasks.base import ImplicitTask
 from deq_lightning.tasks.reports import solver_columns
@@ -92,19 +92,33 @@ class LanguageModeling(ImplicitTask):
 
     def answer(self, batch: Any) -> tuple[Tensor, Memory, list[Equilibrium]]:
         """Return −log p (streams, length) of the targets, the memory for the next segment, and the equilibria."""
-        output, equilibria = self.net(Segment(batch.tokens, batch.memory))
+        output, equilibria = self.read(Segment(batch.tokens, batch.memory))
         return self.net.vocabulary.nll(output.hidden, batch.targets), output.memory, equilibria
 
+    def read(self, segment: Segment) -> tuple[LanguageOutput, list[Equilibrium]]:
+        """Return what the network makes of a segment, and the equilibria."""
+        return self.net(segment)
+
+    def criterion(self, nll: Tensor, batch: Any, equilibria: Sequence[Equilibrium]) -> Tensor:
+        """Return the loss of a training batch: the mean of −log p over its words."""
+        del batch, equilibria
+        return nll.mean()
+
+    def measured(self, batch: Any, equilibria: Sequence[Equilibrium]) -> dict[str, Tensor]:
+        """Return further figures of each stream by name, whose means are logged, and which tables have as columns."""
+        del batch, equilibria
+        return {}
+
     def loss(self, batch: Any) -> tuple[Tensor, list[Equilibrium]]:
-        """Return the mean of −log p over the words of a batch."""
+        """Return the loss of a training batch, which is not remembered."""
         nll, _, equilibria = self.answer(batch)
-        return nll.mean(), equilibria
+        return self.criterion(nll, batch, equilibria), equilibria
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the loss of a batch with the penalty added."""
         del batch_idx
         nll, self._next, equilibria = self.answer(batch)
-        return self.total(nll.mean(), equilibria)
+        return self.total(self.criterion(nll, batch, equilibria), equilibria)
 
     def on_after_backward(self) -> None:
         """Remember the batch: not earlier, because a checkpoint written between loss and backward repeats it."""
@@ -127,6 +141,8 @@ class LanguageModeling(ImplicitTask):
         self.log(f"{split}_loss", nll.mean(), sync_dist=True, batch_size=nll.numel())
         self.log(f"{split}_ppl", perplexity, prog_bar=True, batch_size=nll.numel())
         self.log_equilibria(equilibria, nll.numel(), prefix=f"{split}_")
+        for name, values in self.measured(batch, equilibria).items():
+            self.log(f"{split}_{name}", values.mean(), sync_dist=True, batch_size=nll.numel())
 
     def on_validation_end(self) -> None:
         """Drop the memory of the split."""
@@ -157,11 +173,13 @@ class LanguageModeling(ImplicitTask):
         """Yield each further word (1, 1), its probability (1, 1) and the solver's figures."""
         memory = None
         for _ in range(self.continue_words):
-            output, equilibria = self.net(Segment(tokens, memory))
+            segment = Segment(tokens, memory)
+            output, equilibria = self.read(segment)
             memory = output.memory
             log_prob = self.net.vocabulary.log_prob(output.hidden[:, -1:])[:, 0].float()
             tokens = self._draw(log_prob)
-            yield tokens, log_prob.gather(1, tokens).exp(), solver_columns(equilibria)
+            columns = solver_columns(equilibria) | self.measured(segment, equilibria)
+            yield tokens, log_prob.gather(1, tokens).exp(), columns
 
     def _draw(self, log_prob: Tensor) -> Tensor:
         """Return a known word for each row, (rows, 1)."""

@@ -24,6 +24,7 @@ QUICK = {
     "mnist_jfb_conv",
     "mnist_implicit_mon_conv",
     "pydocs_upg",
+    "pydocs_mind",
     "proteins_upg",
     "svhn_node",
 }

@@ -175,19 +175,26 @@ class DEQTransformer(ImplicitModel):
         equilibrium = self.equilibrium(u, start)
         z = equilibrium.z
         assert isinstance(z, Tensor)
-        return LanguageOutput(self.readout(z), self._remember(x.memory, Memory(z, u.qkv))), [equilibrium]
+        return LanguageOutput(self.readout(z), latest(x.memory, Memory(z, u.qkv), self.memory_length)), [equilibrium]
 
     def _before_attention(self, z: Tensor) -> Tensor:
         return normalised(z) if self.pre_norm else z
 
-    def _remember(self, memory: Memory | None, new: Memory) -> Memory:
-        """Return the last positions of both."""
-        length = new.z.shape[1]
-        latest = Memory(*(part[:, max(length - self.memory_length, 0) :].detach() for part in new))
-        if memory is None:
-            return latest
-        kept = max(memory.z.shape[1] - max(self.memory_length - length, 0), 0)
-        return Memory(*(torch.cat([old[:, kept:], part], dim=1) for old, part in zip(memory, latest, strict=True)))
+
+def latest(memory: Memory | None, new: Memory, limit: int) -> Memory:
+    """Return the last positions of both, without a graph.
+
+    Args:
+        memory: of the segments before.
+        new: of this segment.
+        limit: how many positions at most.
+    """
+    length = new.z.shape[1]
+    kept = Memory(*(part[:, max(length - limit, 0) :].detach() for part in new))
+    if memory is None:
+        return kept
+    start = max(memory.z.shape[1] - max(limit - length, 0), 0)
+    return Memory(*(torch.cat([old[:, start:], part], dim=1) for old, part in zip(memory, kept, strict=True)))
 
 
 def normalised(x: Tensor) -> Tensor:

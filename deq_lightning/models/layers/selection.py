@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,13 @@ from torch import Tensor, nn
 
 Selection = Literal["independent", "categorical"]
 INCLINATION = 1.0  # bias of the logits at the start: most layers are on, so that it is seen what they are good for
+
+
+class Flops(NamedTuple):
+    """Floating-point operations for one sample: those of convolutions, linear layers and attention."""
+
+    once: int  # with all layers off
+    steps: list[int]  # of one step of each layer
 
 
 class Introspection(nn.Sequential):

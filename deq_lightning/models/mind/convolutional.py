@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from deq_lightning.configured import listed, one_of, several_sizes, sizes, whole, within
 from deq_lightning.models.base import Equilibrium, ImplicitModel, Network
-from deq_lightning.models.layers.selection import Introspection, Selection, chosen
+from deq_lightning.models.layers.selection import Flops, Introspection, Selection, chosen
 from deq_lightning.models.mind.layers import FixedPointBlock, FixedPointLayer, Iteration, Stage
 from deq_lightning.solvers import FixedPointIteration, Solver
 
@@ -27,13 +27,6 @@ class Thought(NamedTuple):
     logits: Tensor
     equilibria: list[Equilibrium]  # of every layer; samples for which it is off are at rest, after 0 steps
     choice: Tensor  # (batch, layers) 1 where the layer is on, else 0, with the gradient of a relaxed choice
-
-
-class Flops(NamedTuple):
-    """Floating-point operations for one image: those of convolutions and linear layers."""
-
-    once: int  # with all layers off
-    steps: list[int]  # of one step of each layer
 
 
 class MIND(Network):
