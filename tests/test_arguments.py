@@ -141,17 +141,7 @@ REFUSED = {  # of each argument, the nearest value that is too small or outside 
     "thresholds": -1e-9,
     "explore": -1e-09,
     "choice_temperature": 0.0,
-    "cost_weight": -1e-09,
     "final_choice_temperature": 0.0,
-    "final_temperature": 0.0,
-    "head_width": 0,
-    "introspection_widths": 0,
-    "iterations_weight": -1e-09,
-    "layers_weight": -1e-09,
-    "pooling": 0,
-    "share_weight": -1e-09,
-    "thresholds": -1e-09,
-    "warmup_epochs": -1,
 }
 MAY_BE_EMPTY = {"cutoffs", "introspection_widths", "thresholds"}
 SMALL = {  # what keeps the networks of millions of parameters small

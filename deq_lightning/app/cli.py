@@ -12,6 +12,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from deq_lightning.app.beginning import begin, with_logger_folder, write_to
 from deq_lightning.app.checkpoints import check_fits, load_weights, read_checkpoint, restoring
+from deq_lightning.app.commands import OWN, OwnTrainer
 from deq_lightning.app.configs import ConfigByName
 from deq_lightning.app.continuing import check_continues, check_optimizer, go_on_with, other_splits
 from deq_lightning.app.ending import check_trained, in_words, report_fit
@@ -23,7 +24,6 @@ from deq_lightning.app.messages import UsageError
 from deq_lightning.app.parser import Parser, build
 from deq_lightning.app.progress import display, progress
 from deq_lightning.app.runs import SaveConfig, record_of, say
-from deq_lightning.app.scale import ScaleTrainer
 from deq_lightning.app.selection import Selection, mode_is_open, name_several, select_by_task
 from deq_lightning.app.stops import Footprint, Stop, stoppable
 from deq_lightning.app.storage import carry, with_storage
@@ -76,7 +76,7 @@ class DEQCLI(LightningCLI):
             pl.LightningDataModule,
             save_config_callback=SaveConfig,
             seed_everything_default=0,
-            trainer_class=pl.Trainer if not run or self.first in LightningCLI.subcommands() else ScaleTrainer,
+            trainer_class=pl.Trainer if not run or self.first in LightningCLI.subcommands() else OwnTrainer,
             trainer_defaults={"log_every_n_steps": 10},
             parser_class=Parser,
             parser_kwargs={"prog": "deq_lightning"},
@@ -92,7 +92,7 @@ class DEQCLI(LightningCLI):
 
         All of them, if something is typed before it, such as a config with a section for each.
         """
-        every = {**LightningCLI.subcommands(), "scale": {"model", "datamodule"}}
+        every = {**LightningCLI.subcommands(), **OWN}
         return {self.first: every[self.first]} if self.first in every else every
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:

@@ -20,6 +20,7 @@ SUBCOMMANDS = {
     "test": "Evaluate a checkpoint on the test data.",
     "predict": "Write a checkpoint's predictions to a file.",
     "scale": "Test a checkpoint with more and fewer solver steps.",
+    "export": "Write a checkpoint as a program for torch.export or ONNX.",
     "cross_validate": "Fit and test a fresh model for every fold of the data.",
 }
 
