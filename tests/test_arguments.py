@@ -17,10 +17,12 @@ from deq_lightning import (
     Anderson,
     Broyden,
     DEQTransformer,
+    ImageFolder,
     ImplicitGraphLayer,
     LanguageModeling,
     MDEQSegmentation,
     RecursiveReasoner,
+    TextFiles,
     jacobian_penalty,
     spectral_radius,
 )
@@ -140,7 +142,9 @@ REFUSED = {  # of each argument, the nearest value that is too small or outside 
     "explore": -1e-09,
 }
 MAY_BE_EMPTY = {"cutoffs"}
-SMALL = {  # what keeps the networks of millions of parameters small
+SMALL = {  # what must be given, and what keeps the networks of millions of parameters small
+    ImageFolder: {"root": "pictures"},
+    TextFiles: {"root": "texts"},
     MDEQ: {"channels": [8], "head_channels": [2], "groups": 2},
     MDEQSegmentation: {"channels": [8], "groups": 2},
     RecursiveReasoner: {"vocab_size": 5, "num_classes": 4, "positions": 16, "width": 16, "multiple": 1},
