@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from deq_lightning import MDEQ, ImageClassification, ImageFolder
+from deq_lightning.app.checkpoints import restoring
 from deq_lightning.data import DataError, SplitError
 
 COUNTS = {"cat": 12, "dog": 8, "eel": 20}
@@ -331,6 +332,9 @@ def test_a_run_saves_the_statistics_and_a_test_uses_them(root: Path, tmp_path: P
     data = ImageFolder(str(root))
     trainer(tmp_path).test(task, data, ckpt_path=tmp_path / "one.ckpt", verbose=False)
     assert data.state_dict() == state
+    (root / "dog").rename(root / "wolf")
+    with pytest.raises(DataError, match="has others"), restoring(tmp_path / "one.ckpt"):  # which calls others damaged
+        trainer(tmp_path).test(task, ImageFolder(str(root)), ckpt_path=tmp_path / "one.ckpt", verbose=False)
 
 
 # --- refusals
