@@ -14,6 +14,7 @@ from .data import DataModule as DataModule
 from .data import Digits as Digits
 from .data import GraphDataModule as GraphDataModule
 from .data import ImageFiles as ImageFiles
+from .data import ImageFolder as ImageFolder
 from .data import ImageNet as ImageNet
 from .data import KarateClub as KarateClub
 from .data import MazeHard as MazeHard
@@ -24,6 +25,7 @@ from .data import PythonDocs as PythonDocs
 from .data import RandomDots as RandomDots
 from .data import Sudoku as Sudoku
 from .data import TextDataModule as TextDataModule
+from .data import TextFiles as TextFiles
 from .data import TUGraphs as TUGraphs
 from .data import WikiText2 as WikiText2
 from .data import WikiText103 as WikiText103

@@ -18,11 +18,13 @@ from deq_lightning import (
     Anderson,
     Broyden,
     DEQTransformer,
+    ImageFolder,
     ImplicitGraphLayer,
     LanguageModeling,
     MDEQSegmentation,
     MINDTransformer,
     RecursiveReasoner,
+    TextFiles,
     jacobian_penalty,
     spectral_radius,
 )
@@ -144,7 +146,9 @@ REFUSED = {  # of each argument, the nearest value that is too small or outside 
     "final_choice_temperature": 0.0,
 }
 MAY_BE_EMPTY = {"cutoffs", "introspection_widths", "thresholds"}
-SMALL = {  # what keeps the networks of millions of parameters small
+SMALL = {  # what must be given, and what keeps the networks of millions of parameters small
+    ImageFolder: {"root": "pictures"},
+    TextFiles: {"root": "texts"},
     MDEQ: {"channels": [8], "head_channels": [2], "groups": 2},
     MDEQSegmentation: {"channels": [8], "groups": 2},
     RecursiveReasoner: {"vocab_size": 5, "num_classes": 4, "positions": 16, "width": 16, "multiple": 1},

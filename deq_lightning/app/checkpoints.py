@@ -11,6 +11,7 @@ from pytorch_lightning.trainer.connectors.checkpoint_connector import _Checkpoin
 from torch import nn
 
 from deq_lightning.app.messages import UsageError
+from deq_lightning.data import DataError
 from deq_lightning.tasks import loading
 
 
@@ -76,6 +77,8 @@ def restoring(path: str | Path | None) -> Iterator[None]:
     """
     try:
         yield
+    except DataError:  # the checkpoint is whole, and the data are not those that it was trained with
+        raise
     except Exception as error:
         frames = traceback.walk_tb(error.__traceback__)
         if path is None or not any(frame.f_code in RESTORE for frame, _ in frames):

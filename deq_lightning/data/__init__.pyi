@@ -15,6 +15,7 @@ from .images.cityscapes import Cityscapes as Cityscapes
 from .images.digits import Digits as Digits
 from .images.dots import RandomDots as RandomDots
 from .images.files import ImageFiles as ImageFiles
+from .images.folder import ImageFolder as ImageFolder
 from .images.imagenet import ImageNet as ImageNet
 from .puzzles.base import Puzzles as Puzzles
 from .puzzles.bits import PrefixSums as PrefixSums
@@ -22,6 +23,7 @@ from .puzzles.maze_hard import MazeHard as MazeHard
 from .puzzles.mazes import Mazes as Mazes
 from .puzzles.sudoku import Sudoku as Sudoku
 from .text.base import TextDataModule as TextDataModule
+from .text.own import TextFiles as TextFiles
 from .text.python_docs import PythonDocs as PythonDocs
 from .text.streams import StreamBatch as StreamBatch
 from .text.vocabulary import Vocabulary as Vocabulary

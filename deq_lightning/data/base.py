@@ -35,7 +35,7 @@ class Described(pl.LightningDataModule, ABC):
     """What the command line and the tasks ask of a data module, with default answers."""
 
     folds: int | None = None  # of a cross-validation; such a module has `fold` and `validate_on_test` too
-    unit: ClassVar[str] = "samples"  # what `split_sizes` counts
+    unit: str = "samples"  # what `split_sizes` counts
 
     @property
     def samples(self) -> Samples | None:

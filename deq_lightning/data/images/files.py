@@ -6,7 +6,7 @@ import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -19,8 +19,10 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from deq_lightning.configured import whole
 from deq_lightning.data.base import DataModule, Size, check_sizes, samples_in
-from deq_lightning.data.errors import DatasetNotFoundError, SplitError, brief
+from deq_lightning.data.errors import DataError, DatasetNotFoundError, SplitError, brief
 from deq_lightning.data.order import SeededDraws
+
+T = TypeVar("T")
 
 # statistics of ImageNet's training images, with which all models of its lineage are trained
 MEAN = (0.485, 0.456, 0.406)
@@ -38,10 +40,25 @@ def read_image(path: str | Path, mode: str | None = "RGB") -> Tensor:
     Raises:
         DatasetNotFoundError: if the file cannot be read; names it.
     """
+    # Tensors, because their transforms are faster than those of Pillow's images.
+    return with_image(path, lambda image: pil_to_tensor(image if mode is None else image.convert(mode)))
+
+
+def with_image(path: str | Path, use: Callable[[Image.Image], T]) -> T:
+    """Return what `use` makes of an image file.
+
+    Raises:
+        DatasetNotFoundError: if the file cannot be read; names it.
+    """
     try:
         with Image.open(path) as image:
-            # Tensors, because their transforms are faster than those of Pillow's images.
-            return pil_to_tensor(image if mode is None else image.convert(mode))
+            return use(image)
+    except DataError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise DatasetNotFoundError(
+            f"`{path}` is too large an image ({brief(error)}). Save it with fewer pixels, or leave it out."
+        ) from error
     except Exception as error:  # whatever reading a damaged file may raise
         raise DatasetNotFoundError(
             f"`{path}` cannot be read, it is damaged or cut short ({brief(error)}). Unpack or copy that file again."

@@ -58,7 +58,7 @@ class Puzzles(DataModule):
     """
 
     in_memory: ClassVar[bool] = True
-    unit: ClassVar[str] = "puzzles"
+    unit = "puzzles"
     dtype: ClassVar[torch.dtype] = torch.float32
     transform: Transform | None = None  # of training puzzles
 

@@ -116,8 +116,8 @@ class TextDataModule(Described):
             together = f"{streams} streams" + (f" on each of {processes} devices" if processes > 1 else "")
             smaller = f"`{names[1]}={words - 1}`" if words > 1 else f"a smaller `{names[0]}=N`"
             raise SplitError(
-                f"the {len(text)} words of the {split} split make {together} of {words} words, too short for a segment "
-                f"of {length} words and the word after it. Set {smaller}."
+                f"the {len(text)} {self.unit} of the {split} split make {together} of {words} {self.unit}, too short "
+                f"for a segment of {length} {self.unit} and the one after it. Set {smaller}."
             )
 
     @property

@@ -10,7 +10,7 @@ import numpy as np
 
 from deq_lightning.data.errors import DatasetNotFoundError
 from deq_lightning.data.text.base import SPLITS, TextDataModule
-from deq_lightning.data.text.vocabulary import Vocabulary
+from deq_lightning.data.text.vocabulary import Vocabulary, words_and_signs
 
 
 class PythonDocs(TextDataModule):
@@ -64,7 +64,7 @@ class PythonDocs(TextDataModule):
 
     def words(self, text: str) -> list[str]:
         """Return words, numbers, single signs and runs of underscores."""
-        return re.findall(r"[A-Za-z]+(?:['’][a-z]+)?|\d+|[^\w\s]|_+", text.lower())
+        return words_and_signs(text, letters="[A-Za-z]")
 
     @property
     def source(self) -> str:

@@ -1,6 +1,7 @@
 """The data's vocabulary: words and ids without weights, which are in the network's `AdaptiveVocabulary`."""
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
@@ -13,6 +14,16 @@ from deq_lightning.samples import UNKNOWN_ID
 
 SPECIAL = ("<unk>", "<eos>")
 END_ID = SPECIAL.index("<eos>")
+
+
+def words_and_signs(text: str, letters: str = r"[^\W\d_]") -> list[str]:
+    """Return words, numbers, single signs and runs of underscores of a text, in lower case.
+
+    Args:
+        text: the text.
+        letters: pattern of what words are made of; by default the letters of all alphabets.
+    """
+    return re.findall(rf"{letters}+(?:['’]{letters}+)?|\d+|[^\w\s]|_+", text.lower())
 
 
 class Vocabulary:
@@ -70,3 +81,21 @@ class Vocabulary:
         """Return the words with these ids as text to be shown, with a line break for each `<eos>`."""
         words = ("\n" if number == END_ID else printable(self.words[number]) for number in ids)
         return " ".join(words).replace(" \n", "\n").replace("\n ", "\n").strip()
+
+
+class Bytes(Vocabulary):
+    """The 256 bytes, after the special words: any text can be written with them."""
+
+    def __init__(self) -> None:
+        names = (chr(byte) if 32 <= byte < 127 else f"<{byte:02X}>" for byte in range(256))
+        super().__init__([*SPECIAL, *names])
+
+    def split(self, text: str) -> list[str]:
+        """Return the names of the bytes of a text."""
+        return [self.words[byte + len(SPECIAL)] for byte in text.encode()]
+
+    def text(self, ids: Iterable[int]) -> str:
+        """Return the text that the bytes are, with a line break for each `<eos>`; what is no UTF-8 becomes `�`."""
+        values = (ord("\n") if number == END_ID else number - len(SPECIAL) for number in ids)
+        lines = bytes(value for value in values if value >= 0).decode(errors="replace").split("\n")
+        return "\n".join(map(printable, lines)).strip()
