@@ -21,6 +21,8 @@ from .puzzles.bits import PrefixSums as PrefixSums
 from .puzzles.maze_hard import MazeHard as MazeHard
 from .puzzles.mazes import Mazes as Mazes
 from .puzzles.sudoku import Sudoku as Sudoku
+from .tables.arrays import Arrays as Arrays
+from .tables.table import Table as Table
 from .text.base import TextDataModule as TextDataModule
 from .text.python_docs import PythonDocs as PythonDocs
 from .text.streams import StreamBatch as StreamBatch
