@@ -8,6 +8,7 @@ from .data import CIFAR100 as CIFAR100
 from .data import MNIST as MNIST
 from .data import PPI as PPI
 from .data import SVHN as SVHN
+from .data import Arrays as Arrays
 from .data import Chains as Chains
 from .data import Cityscapes as Cityscapes
 from .data import DataModule as DataModule
@@ -23,6 +24,7 @@ from .data import Puzzles as Puzzles
 from .data import PythonDocs as PythonDocs
 from .data import RandomDots as RandomDots
 from .data import Sudoku as Sudoku
+from .data import Table as Table
 from .data import TextDataModule as TextDataModule
 from .data import TUGraphs as TUGraphs
 from .data import WikiText2 as WikiText2
@@ -46,6 +48,7 @@ from .models import MON as MON
 from .models import DenseFPN as DenseFPN
 from .models import DEQTransformer as DEQTransformer
 from .models import Equilibrium as Equilibrium
+from .models import EquilibriumMLP as EquilibriumMLP
 from .models import EquilibriumReasoner as EquilibriumReasoner
 from .models import IGNNGraphClassifier as IGNNGraphClassifier
 from .models import IGNNNodeClassifier as IGNNNodeClassifier
@@ -70,6 +73,7 @@ from .solvers import Solution as Solution
 from .solvers import Solver as Solver
 from .solvers import Status as Status
 from .tasks import AdaptiveClassification as AdaptiveClassification
+from .tasks import Classification as Classification
 from .tasks import CosineToEnd as CosineToEnd
 from .tasks import DensePrediction as DensePrediction
 from .tasks import GraphClassification as GraphClassification
@@ -78,6 +82,7 @@ from .tasks import ImplicitTask as ImplicitTask
 from .tasks import LanguageModeling as LanguageModeling
 from .tasks import NodeClassification as NodeClassification
 from .tasks import PolynomialToEnd as PolynomialToEnd
+from .tasks import Regression as Regression
 from .tasks import SemanticSegmentation as SemanticSegmentation
 from .tasks import StepsToEnd as StepsToEnd
 from .tasks import SupervisedTask as SupervisedTask

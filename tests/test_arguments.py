@@ -15,12 +15,14 @@ from deq_lightning import (
     MDEQ,
     MON,
     Anderson,
+    Arrays,
     Broyden,
     DEQTransformer,
     ImplicitGraphLayer,
     LanguageModeling,
     MDEQSegmentation,
     RecursiveReasoner,
+    Table,
     jacobian_penalty,
     spectral_radius,
 )
@@ -99,6 +101,7 @@ REFUSED = {  # of each argument, the nearest value that is too small or outside 
     "seed": -1,
     "segment_length": 0,
     "size": 4,
+    "targets": 0,
     "temperature": -1e-9,
     "test_lengths": 0,
     "test_sizes": 4,
@@ -140,7 +143,9 @@ REFUSED = {  # of each argument, the nearest value that is too small or outside 
     "explore": -1e-09,
 }
 MAY_BE_EMPTY = {"cutoffs"}
-SMALL = {  # what keeps the networks of millions of parameters small
+SMALL = {  # what has no default, and what keeps the networks of millions of parameters small
+    Table: {"path": "rows.csv", "target": "y"},
+    Arrays: {"path": "rows.npz"},
     MDEQ: {"channels": [8], "head_channels": [2], "groups": 2},
     MDEQSegmentation: {"channels": [8], "groups": 2},
     RecursiveReasoner: {"vocab_size": 5, "num_classes": 4, "positions": 16, "width": 16, "multiple": 1},
@@ -162,7 +167,7 @@ def bad_values(hint: Any, name: str) -> list[Any]:
     if kinds == {int, float} or kind == int | float:  # a number of samples or a share
         return [REFUSED[name], "3", True, math.nan, math.inf, 2.5, -0.5]
     if get_origin(kind) is Literal:
-        return ["", "unknown", None]
+        return ["", "unknown", *([] if NoneType in get_args(hint) else [None])]
     if kind in NUMBERS:
         none = [] if NoneType in get_args(hint) else [None]
         lists = [[1], []] if kind is int else []
