@@ -9,7 +9,7 @@ from torch import Tensor
 
 from deq_lightning.data.errors import DataError
 
-CHUNK_BYTES = 2**24  # that are read at a time
+CHUNK_BYTES = 2**21  # that are read at a time
 PIXEL_MAX = 255
 
 
