@@ -19,6 +19,10 @@ from deq_lightning.cli import main
 from deq_lightning.configured import CombinationError
 from deq_lightning.samples import ROW_NUMBERS, Samples
 
+FLAGS = [
+    *("--data", "Table", "--model", "Regression", "--model.net", "EquilibriumMLP", "--model.net.width", "8"),
+    *QUIET,
+]
 FEATURES, TARGETS = 4, ["height", "mass"]
 
 
@@ -165,9 +169,8 @@ def test_classification_takes_rows_and_images_and_image_classification_images(fo
 
 def test_flags_alone_train_and_predict(folder: Path) -> None:
     write(folder)
-    data = ["--data", "Table", "--data.path", "rows.csv", "--data.target", "[height,mass]"]
-    net = ["--model.net", "EquilibriumMLP", "--model.net.width", "8"]
-    cli = main(["fit", *data, "--model", "Regression", *net, *QUIET, "--trainer.max_epochs", "1"])
+    data = ["--data.path", "rows.csv", "--data.target", "[height,mass]"]
+    cli = main(["fit", *FLAGS, *data, "--trainer.max_epochs", "1"])
     assert (cli.model.targets, cli.model.net.num_classes, cli.model.net.in_features) == (2, 2, FEATURES)
     (best,) = folder.rglob("best.ckpt")
     saved = torch.load(best, weights_only=True)["Table"]
@@ -175,6 +178,17 @@ def test_flags_alone_train_and_predict(folder: Path) -> None:
     main(["predict", "--ckpt_path", str(best)])
     rows = list(csv.DictReader(best.with_name("predictions.csv").open()))
     assert len(rows) == 12 and all(float(row["prediction_height"]) > 9e5 for row in rows)
+
+
+def test_a_later_table_is_tested_with_the_categories_of_the_checkpoint(folder: Path) -> None:
+    rows = [f"{row},{'abc'[row % 3]},{row % 7 + 0.5}\n" for row in range(60)]
+    for name, known in (("all.csv", "abc"), ("later.csv", "ab")):
+        (folder / name).write_text("x,site,y\n" + "".join(row for row in rows if row.split(",")[1] in known))
+    cli = main(["fit", *FLAGS, "--data.path", "all.csv", "--data.target", "y", "--trainer.max_epochs", "1"])
+    (best,) = folder.rglob("best.ckpt")
+    later = main(["test", "--ckpt_path", str(best), "--data.path", "later.csv"])
+    assert later.datamodule.state_dict() == cli.datamodule.state_dict()
+    assert later.datamodule.test_set.tensors[0].shape == (8, 4)
 
 
 def test_a_network_for_images_is_refused_in_a_line() -> None:

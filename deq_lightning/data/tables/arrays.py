@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from deq_lightning.configured import is_number
 from deq_lightning.data.base import DataModule, Size, check_sizes
 from deq_lightning.data.errors import DataError
 from deq_lightning.data.tables.files import Stored, open_arrays
@@ -156,12 +157,11 @@ class Arrays(DataModule):
         Raises:
             DataError: if it has none for these channels.
         """
-        scaling = Scaling(*(np.asarray(state_dict.get(name), dtype=np.float64) for name in Scaling._fields))
-        if any(one.shape != (self._shape[0],) for one in scaling):
-            raise DataError(
-                f"the checkpoint must have the mean and deviation of {self._shape[0]} channels. Use another."
-            )
-        self.standard.known = scaling
+        values = [state_dict.get(name) for name in Scaling._fields]
+        channels = self._shape[0]
+        if any(not isinstance(one, list) or len(one) != channels or not all(map(is_number, one)) for one in values):
+            raise DataError(f"the checkpoint must have the mean and deviation of {channels} channels. Use another.")
+        self.standard.known = Scaling(*map(np.array, values))
 
     def _filled(self, split: str) -> Dataset[Any]:
         _ = self.standard.scaling  # here, and not by every worker

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deq_lightning.configured import is_number
 from deq_lightning.data.errors import DataError
 from deq_lightning.data.tables.reading import Cells, Column, shown
 
@@ -109,7 +110,7 @@ class Encoding(NamedTuple):
         Raises:
             DataError: if a column is missing, or a value in it.
         """
-        columns = [(one, cells.column(one.name, "columns", one.is_text)) for one in self.columns]
+        columns = [(one, cells.column(one.name, "checkpoint", one.is_text)) for one in self.columns]
         encoded = np.concatenate([one.encode(column.values) for one, column in columns], axis=1)
         return torch.as_tensor(encoded, dtype=torch.float32)
 
@@ -127,9 +128,25 @@ def of_plain(state: Mapping[str, Any]) -> Encoding:
     """
     try:
         columns = [OneHot(**one) if "categories" in one else Scale(**one) for one in state["columns"]]
-        return Encoding(columns, list(state["targets"]), state["classes"])
-    except (LookupError, TypeError) as error:
-        raise DataError("the checkpoint must say how the columns of the table become numbers. Use another.") from error
+        found = Encoding(columns, list(state["targets"]), state["classes"])
+        sound = all(map(_is_sound, columns)) and _are_names(found.targets) and _are_names(found.classes or [])
+    except (LookupError, TypeError):
+        sound = False
+    if not sound or not columns:
+        raise DataError("the checkpoint must say how the columns of the table become numbers. Use another.")
+    return found
+
+
+def _is_sound(one: Scale | OneHot) -> bool:
+    if not isinstance(one.name, str):
+        return False
+    if isinstance(one, OneHot):
+        return _are_names(one.categories)
+    return is_number(one.mean) and is_number(one.std) and one.std > 0
+
+
+def _are_names(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)
 
 
 def as_classes(column: Column) -> Column:

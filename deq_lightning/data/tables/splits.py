@@ -6,7 +6,9 @@ import numpy as np
 
 from deq_lightning.data.base import Size, samples_in
 from deq_lightning.data.errors import SplitError, brief
+from deq_lightning.data.tables.reading import Column, shown
 
+SPLITS = ("train", "val", "test")
 LEAST_ROWS = 3  # of a class: one for each split
 
 
@@ -65,3 +67,19 @@ def _check_counts(
         raise SplitError(
             f"{sizes} must leave {least} {unit}, or more, to train on, got {sum(counts.values())} of {count}."
         )
+
+
+def named(column: Column) -> dict[str, np.ndarray]:
+    """Return the rows of each split that a column names.
+
+    Raises:
+        DataError: if it names something else, or a split has no rows.
+    """
+    for row, name in enumerate(column.values):
+        if name not in SPLITS:
+            column.refuse(row, f"must be train, val or test, got {shown(name)!r}")
+    rows = {name: np.flatnonzero(column.values == name) for name in SPLITS}
+    for name, part in rows.items():
+        if not len(part):
+            raise SplitError(f"`split_column` must name rows for train, val and test, got none for {name}.")
+    return rows

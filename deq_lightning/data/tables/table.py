@@ -15,11 +15,10 @@ from deq_lightning.data.base import DataModule, Size, check_sizes
 from deq_lightning.data.errors import DataError, SplitError
 from deq_lightning.data.tables.encoding import Encoding, classes_of, fitted, numbered, of_plain
 from deq_lightning.data.tables.reading import Cells, Column, Places, read_cells, shown
-from deq_lightning.data.tables.splits import split
+from deq_lightning.data.tables.splits import SPLITS, named, split
 from deq_lightning.samples import ROW_NUMBERS, ROWS, Samples
 
 Task = Literal["classification", "regression"]
-SPLITS = ("train", "val", "test")
 FEW_NUMBERS = 20  # different whole numbers of a target that are taken for classes
 
 
@@ -147,8 +146,15 @@ class Table(DataModule):
         return self.encoding.plain()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Encode with what the training rows of a checkpoint said."""
-        self._encoding = of_plain(state_dict)
+        """Encode with what the training rows of a checkpoint said.
+
+        Raises:
+            DataError: if it does not say that, or the table has no such columns.
+        """
+        encoding = of_plain(state_dict)
+        if encoding == self._encoding:
+            return
+        self._encoding = encoding
         self.__dict__.pop("_numbers", None)
         if self.train_set is not None:
             self.setup()
@@ -170,7 +176,7 @@ class Table(DataModule):
         """Rows of each split."""
         targets = [self._cells.column(name, "target") for name in self.targets]
         if self.split_column is not None:
-            return _named(self._cells.column(self.split_column, "split_column", is_text=True))
+            return named(self._cells.column(self.split_column, "split_column", is_text=True))
         sizes = {"val": self.val_size, "test": self.test_size}
         count, classes = len(self._cells.where.numbers), self._classes(targets)
         if classes is None:
@@ -229,15 +235,3 @@ def _check_learnable(training: Column, every: Column | None) -> None:
         raise SplitError(
             f"the training rows must have every class of {source}, got none of {value!r}. Move some there."
         )
-
-
-def _named(column: Column) -> dict[str, np.ndarray]:
-    """Return the rows of each split that a column names."""
-    for row, name in enumerate(column.values):
-        if name not in SPLITS:
-            column.refuse(row, f"must be train, val or test, got {shown(name)!r}")
-    rows = {name: np.flatnonzero(column.values == name) for name in SPLITS}
-    for name, part in rows.items():
-        if not len(part):
-            raise SplitError(f"`split_column` must name rows for train, val and test, got none for {name}.")
-    return rows

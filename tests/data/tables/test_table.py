@@ -118,8 +118,13 @@ def test_a_checkpoint_brings_the_statistics_and_new_rows_are_prepared_with_them(
     torch.testing.assert_close(prepared, torch.tensor([[1.0, 0, 0, 1], [0, 0, 0, 0]]))
     with pytest.raises(DataError, match=r"row 1 of `rows`, column `b`: must be a finite number.* got 'much'"):
         fresh.prepare([{"colour": "red", "b": "much"}])
-    with pytest.raises(DataError, match="the checkpoint must say how the columns"):
-        fresh.load_state_dict({"columns": [{"name": "b"}]})
+    lacking = [{"columns": [{"name": "b"}]}, {**state, "classes": 3}, {**state, "columns": []}, "text"]
+    wrong = [{"name": "b", "mean": 0.0, "std": std} for std in (0.0, "1", float("nan"))]
+    for bad in (*lacking, *({**state, "columns": [column]} for column in wrong)):
+        with pytest.raises(DataError, match="the checkpoint must say how the columns"):
+            fresh.load_state_dict(bad)
+    with pytest.raises(DataError, match="`checkpoint` names `zzz`"):
+        fresh.load_state_dict({**state, "columns": [{"name": "zzz", "mean": 0.0, "std": 1.0}]})
 
 
 GOOD = lines()

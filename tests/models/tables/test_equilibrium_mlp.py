@@ -50,3 +50,11 @@ def test_the_implicit_gradient_is_that_of_a_dense_solve() -> None:
 @pytest.mark.parametrize("shape", [(3, 5), (3, 5, 1), (3, 1, 5, 1)])
 def test_inputs_are_flattened(shape: tuple[int, ...]) -> None:
     assert net()(torch.randn(shape))[0].shape == (3, 2)
+
+
+def test_half_precision_is_projected_too() -> None:
+    model = net().bfloat16()
+    with torch.no_grad():
+        model.mix.weight += 1
+    model.project([])
+    assert torch.linalg.matrix_norm(model.mix.weight.float(), 2) <= 0.8 * (1 + 2**-7)
