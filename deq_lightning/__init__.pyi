@@ -8,6 +8,7 @@ from .data import CIFAR100 as CIFAR100
 from .data import MNIST as MNIST
 from .data import PPI as PPI
 from .data import SVHN as SVHN
+from .data import Arrays as Arrays
 from .data import Chains as Chains
 from .data import Cityscapes as Cityscapes
 from .data import DataModule as DataModule
@@ -24,6 +25,7 @@ from .data import Puzzles as Puzzles
 from .data import PythonDocs as PythonDocs
 from .data import RandomDots as RandomDots
 from .data import Sudoku as Sudoku
+from .data import Table as Table
 from .data import TextDataModule as TextDataModule
 from .data import TextFiles as TextFiles
 from .data import TUGraphs as TUGraphs
@@ -48,6 +50,7 @@ from .models import MON as MON
 from .models import DenseFPN as DenseFPN
 from .models import DEQTransformer as DEQTransformer
 from .models import Equilibrium as Equilibrium
+from .models import EquilibriumMLP as EquilibriumMLP
 from .models import EquilibriumReasoner as EquilibriumReasoner
 from .models import IGNNGraphClassifier as IGNNGraphClassifier
 from .models import IGNNNodeClassifier as IGNNNodeClassifier
@@ -74,6 +77,7 @@ from .solvers import Solver as Solver
 from .solvers import Status as Status
 from .tasks import AdaptiveClassification as AdaptiveClassification
 from .tasks import AdaptiveLanguageModeling as AdaptiveLanguageModeling
+from .tasks import Classification as Classification
 from .tasks import CosineToEnd as CosineToEnd
 from .tasks import DensePrediction as DensePrediction
 from .tasks import GraphClassification as GraphClassification
@@ -82,6 +86,7 @@ from .tasks import ImplicitTask as ImplicitTask
 from .tasks import LanguageModeling as LanguageModeling
 from .tasks import NodeClassification as NodeClassification
 from .tasks import PolynomialToEnd as PolynomialToEnd
+from .tasks import Regression as Regression
 from .tasks import SemanticSegmentation as SemanticSegmentation
 from .tasks import StepsToEnd as StepsToEnd
 from .tasks import SupervisedTask as SupervisedTask

@@ -1,7 +1,7 @@
 """A data module's description of its samples, from which tasks and networks are built."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,6 +17,13 @@ NODES = "graphs with a class for each node"
 NODE_LABELS = "graphs with several labels for each node"
 TEXT = "a text"
 PUZZLES = "puzzles with a label for each position"
+IMAGE_NUMBERS = "images with numbers to predict"
+IMAGE_LABELS = "images with several labels each"
+ROWS = "rows of numbers with a class each"
+ROW_NUMBERS = "rows of numbers with numbers to predict"
+ROW_LABELS = "rows of numbers with several labels each"
+OF_ROWS = (ROWS, ROW_NUMBERS, ROW_LABELS)
+WITH_ONE_ANSWER = (IMAGES, IMAGE_NUMBERS, IMAGE_LABELS, *OF_ROWS)  # a vector for every sample
 
 UNKNOWN_ID = 0  # in every vocabulary, the id of the word that stands for all others
 UNLABELLED = -100  # the label of positions that do not count; PyTorch's losses ignore it
@@ -34,6 +41,7 @@ class Samples:
             in several sizes, that of the training puzzles.
         features: numbers per input, such as a node or a row; for an image they follow from `channels` and `size`.
         classes: classes, or labels, to predict.
+        targets: numbers to predict; each is one output of the network, whose outputs `num_classes` counts.
         words: words in the vocabulary.
         perron: bound on the Perron-Frobenius eigenvalue of the adjacency of every graph.
     """
@@ -43,6 +51,7 @@ class Samples:
     size: tuple[int, ...] | None = None
     features: int | None = None
     classes: int | None = None
+    targets: int | None = None
     words: int | None = None
     perron: float | None = None
 
@@ -60,7 +69,8 @@ class Samples:
             "dimensions": len(size) if size else None,
             "positions": math.prod(size) if size else None,
             "in_features": math.prod(self.shape) if self.shape and self.features is None else self.features,
-            "num_classes": self.classes,
+            "num_classes": self.classes if self.targets is None else self.targets,
+            "targets": self.targets,
             "vocab_size": self.words,
             "perron": self.perron,
         }
@@ -73,15 +83,18 @@ class Samples:
             arguments: arguments of the network or the task.
             data: name of the data module.
         """
+        may_exceed = AT_LEAST if self.targets is None else ()  # an output too many is no number to predict
         for name, wanted in self.arguments().items():
             value = arguments.get(name)
-            if value is None or value == wanted or (name in AT_LEAST and value >= wanted * (1 - ROUNDING)):
+            if value is None or value == wanted or (name in may_exceed and value >= wanted * (1 - ROUNDING)):
                 continue
-            least = " or more" if name in AT_LEAST else ""
+            least = " or more" if name in may_exceed else ""
             yield f"`{name}` of the network must be {wanted:.7g}{least} for `{data}`, got {value}"
 
     def example(self) -> Tensor | None:
         """Return two all-zero samples if their shape is known: from one alone PyTorch refuses some statistics."""
+        if self.kind in OF_ROWS and self.shape is None and self.features is not None:
+            return torch.zeros(2, self.features)
         return None if self.shape is None else torch.zeros(2, *self.shape)
 
 
@@ -96,6 +109,16 @@ class TextSource(Protocol):
 
     def check_vocabulary(self, saved: dict[str, Any]) -> None:
         """Raise an error unless the vocabulary is that of the checkpoint."""
+
+
+@runtime_checkable
+class NumberSource(Protocol):
+    """A data module whose samples have numbers to predict, in their own units."""
+
+    target_names: Sequence[str] | None
+
+    def target_statistics(self) -> tuple[Sequence[float], Sequence[float]]:
+        """Return mean and standard deviation of each number over the training samples; known after `setup`."""
 
 
 def samples_of(data: Any) -> Samples | None:

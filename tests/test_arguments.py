@@ -16,6 +16,7 @@ from deq_lightning import (
     MIND,
     MON,
     Anderson,
+    Arrays,
     Broyden,
     DEQTransformer,
     ImageFolder,
@@ -24,6 +25,7 @@ from deq_lightning import (
     MDEQSegmentation,
     MINDTransformer,
     RecursiveReasoner,
+    Table,
     TextFiles,
     jacobian_penalty,
     spectral_radius,
@@ -103,6 +105,7 @@ REFUSED = {  # of each argument, the nearest value that is too small or outside 
     "seed": -1,
     "segment_length": 0,
     "size": 4,
+    "targets": 0,
     "temperature": -1e-9,
     "test_lengths": 0,
     "test_sizes": 4,
@@ -149,6 +152,8 @@ MAY_BE_EMPTY = {"cutoffs", "introspection_widths", "thresholds"}
 SMALL = {  # what must be given, and what keeps the networks of millions of parameters small
     ImageFolder: {"root": "pictures"},
     TextFiles: {"root": "texts"},
+    Table: {"path": "rows.csv", "target": "y"},
+    Arrays: {"path": "rows.npz"},
     MDEQ: {"channels": [8], "head_channels": [2], "groups": 2},
     MDEQSegmentation: {"channels": [8], "groups": 2},
     RecursiveReasoner: {"vocab_size": 5, "num_classes": 4, "positions": 16, "width": 16, "multiple": 1},
@@ -172,7 +177,7 @@ def bad_values(hint: Any, name: str) -> list[Any]:
     if kinds == {int, float} or kind == int | float:  # a number of samples or a share
         return [REFUSED[name], "3", True, math.nan, math.inf, 2.5, -0.5]
     if get_origin(kind) is Literal:
-        return ["", "unknown", None]
+        return ["", "unknown", *([] if NoneType in get_args(hint) else [None])]
     if kind in NUMBERS:
         none = [] if NoneType in get_args(hint) else [None]
         lists = [[1], []] if kind is int else []

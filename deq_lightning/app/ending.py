@@ -14,7 +14,7 @@ from deq_lightning.app.runs import from_here, say
 from deq_lightning.configured import RunError
 from deq_lightning.models import ImplicitModel
 
-NAMES = {"acc": "accuracy", "ppl": "perplexity", "miou": "mean IoU", "f1": "F1"}
+NAMES = {"acc": "accuracy", "ppl": "perplexity", "miou": "mean IoU", "f1": "F1", "r2": "R2"}
 # Figures of the method rather than of the task.
 METHOD = ("loss", "solver_", "spectral_radius", "gradient_", "audit_")
 FEW = 0.9  # share of equilibria below which there is something to change

@@ -19,7 +19,7 @@ from deq_lightning.app.translation import in_brief, with_flag, with_flags
 from deq_lightning.configured import CombinationError, RunError
 from deq_lightning.data import DataError
 from deq_lightning.estimators.modes import evaluating, solving
-from deq_lightning.samples import IMAGES, Samples
+from deq_lightning.samples import OF_ROWS, WITH_ONE_ANSWER, Samples
 from deq_lightning.tasks import ImplicitTask
 
 ONE_EVALUATION = {"max_steps": 1, "eval_max_steps": None}
@@ -169,10 +169,11 @@ def try_out(task: ImplicitTask, samples: Samples, data: str) -> None:
         UsageError: if the network cannot take it, or answers with too few classes.
     """
     example, net = samples.example(), type(task.net).__name__
-    if example is None or example.dim() != 4:
+    if example is None or (example.dim() != 4 and samples.kind not in OF_ROWS):
         return
     example = example.to(next(task.net.parameters()).dtype)
-    shape = f"images of {tuple(example.shape[1:])}"
+    one, several = ("a row", "rows") if samples.kind in OF_ROWS else ("an image", "images")
+    shape = f"{several} of {tuple(example.shape[1:])}"
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad(), evaluating(task), solving(task, **ONE_EVALUATION):
             output = task.net(example)[0]
@@ -181,7 +182,7 @@ def try_out(task: ImplicitTask, samples: Samples, data: str) -> None:
     except Exception as error:  # whatever a network raises on what it is not made for
         reason = (str(error).splitlines() or [type(error).__name__])[0].strip(" .")
         raise UsageError(f"`{net}` cannot take {shape} of `{data}`: {reason}. Type another `--model.net`.") from error
-    wanted = samples.classes or 1
-    if samples.kind == IMAGES and (output.dim() != 2 or output.shape[1] < wanted):
+    wanted = samples.arguments().get("num_classes", 1)
+    if samples.kind in WITH_ONE_ANSWER and (output.dim() != 2 or output.shape[1] < wanted):
         got = f"an answer of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-        raise UsageError(f"`{net}` must answer an image of `{data}` with {wanted} logits or more, got {got}.")
+        raise UsageError(f"`{net}` must answer {one} of `{data}` with {wanted} logits or more, got {got}.")

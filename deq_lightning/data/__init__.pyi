@@ -22,6 +22,8 @@ from .puzzles.bits import PrefixSums as PrefixSums
 from .puzzles.maze_hard import MazeHard as MazeHard
 from .puzzles.mazes import Mazes as Mazes
 from .puzzles.sudoku import Sudoku as Sudoku
+from .tables.arrays import Arrays as Arrays
+from .tables.table import Table as Table
 from .text.base import TextDataModule as TextDataModule
 from .text.own import TextFiles as TextFiles
 from .text.python_docs import PythonDocs as PythonDocs

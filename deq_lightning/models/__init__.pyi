@@ -27,3 +27,4 @@ from .ode.neural_ode import IntegrationError as IntegrationError
 from .ode.neural_ode import NeuralODE as NeuralODE
 from .reasoning.convolutional import EquilibriumReasoner as EquilibriumReasoner
 from .reasoning.recursion import RecursiveReasoner as RecursiveReasoner
+from .tables.dense import EquilibriumMLP as EquilibriumMLP

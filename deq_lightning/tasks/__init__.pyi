@@ -1,12 +1,14 @@
 from .adaptive import AdaptiveClassification as AdaptiveClassification
 from .adaptive import AdaptiveLanguageModeling as AdaptiveLanguageModeling
 from .base import ImplicitTask as ImplicitTask
+from .classification import Classification as Classification
 from .classification import ImageClassification as ImageClassification
 from .dense import DensePrediction as DensePrediction
 from .graphs import GraphClassification as GraphClassification
 from .graphs import NodeClassification as NodeClassification
 from .language import LanguageModeling as LanguageModeling
 from .loading import load as load
+from .regression import Regression as Regression
 from .schedules import CosineToEnd as CosineToEnd
 from .schedules import PolynomialToEnd as PolynomialToEnd
 from .schedules import StepsToEnd as StepsToEnd

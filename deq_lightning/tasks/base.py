@@ -190,7 +190,7 @@ class ImplicitTask(pl.LightningModule, ABC):
         if self.takes and samples.kind not in self.takes:
             own = type(self).__name__
             raise CombinationError(f"`{own}` takes {' or '.join(self.takes)}, and `{name}` has {samples.kind}.")
-        sizes = {argument: getattr(self.net, argument, None) for argument in samples.arguments()}
+        sizes = {name: getattr(self.net, name, getattr(self, name, None)) for name in samples.arguments()}
         for misfit in samples.misfits(sizes, name):
             raise CombinationError(f"{misfit}.")
 

@@ -1,6 +1,6 @@
-"""Image classification."""
+"""Classification of images and of rows of numbers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from deq_lightning.configured import one_of
 from deq_lightning.models import Equilibrium, Network
-from deq_lightning.samples import IMAGES
+from deq_lightning.samples import IMAGES, ROWS
 from deq_lightning.tasks.supervised import SupervisedTask
 
 Batch = tuple[Tensor, Tensor]
@@ -27,14 +27,14 @@ CRITERIA: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-class ImageClassification(SupervisedTask):
-    """Classifies images, and reports the accuracy.
+class Classification(SupervisedTask):
+    """Classifies images or rows of numbers, and reports the accuracy.
 
     Logs `train_loss`, `solver_steps` and `solver_residual` every step, and `val_loss`, `val_acc`, `test_loss`,
     `test_acc` over whole splits, with the solver's figures there under the same prefixes.
 
     Args:
-        net: the model; maps images to logits.
+        net: the model; maps inputs to logits (batch, classes).
         criterion: the loss, `cross_entropy` or, as for the first MNIST networks of the JFB paper, `squared_error`: the
             mean square of the distance of the logits to the one-hot label.
         evaluate_in_train_mode: whether validation and test leave dropout and batch statistics as in training, as the
@@ -45,7 +45,7 @@ class ImageClassification(SupervisedTask):
         ValueError: if the criterion is not known, or `penalty` is wanted with `compile` or without an equilibrium.
     """
 
-    takes = (IMAGES,)
+    takes: Sequence[str] = (IMAGES, ROWS)
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class ImageClassification(SupervisedTask):
         self.measure(acc=MulticlassAccuracy(average="micro"))
 
     def answer(self, batch: Batch, split: str) -> tuple[Tensor, Tensor, list[Equilibrium]]:
-        """Return all logits and labels of a batch of (images, labels)."""
+        """Return all logits and labels of a batch of (inputs, labels)."""
         del split
         x, y = batch
         logits, equilibria = self.net(x)
@@ -81,3 +81,24 @@ class ImageClassification(SupervisedTask):
         self.train(self.evaluate_in_train_mode)
 
     on_test_model_eval = on_predict_model_eval = on_validation_model_eval
+
+
+class ImageClassification(Classification):
+    """Classifies images, and reports the accuracy.
+
+    Logs `train_loss`, `solver_steps` and `solver_residual` every step, and `val_loss`, `val_acc`, `test_loss`,
+    `test_acc` over whole splits, with the solver's figures there under the same prefixes.
+
+    Args:
+        net: the model; maps images to logits.
+        criterion: the loss, `cross_entropy` or, as for the first MNIST networks of the JFB paper, `squared_error`: the
+            mean square of the distance of the logits to the one-hot label.
+        evaluate_in_train_mode: whether validation and test leave dropout and batch statistics as in training, as the
+            code of the JFB paper does; not for results of your own.
+        options: those of `ImplicitTask`, from `optimizer` on.
+
+    Raises:
+        ValueError: if the criterion is not known, or `penalty` is wanted with `compile` or without an equilibrium.
+    """
+
+    takes = (IMAGES,)

@@ -144,7 +144,7 @@ class Points(LightningDataModule):
     val_dataloader = test_dataloader = train_dataloader
 
 
-class Regression(ImplicitTask):
+class LeastSquares(ImplicitTask):
     """A task of somebody's own, with a figure of its own."""
 
     monitor = "val_mse"
@@ -161,7 +161,7 @@ class Regression(ImplicitTask):
 
 
 def own(*arguments: str) -> list[str]:
-    parts = [("--model", "Regression"), ("--model.net", "Line"), ("--data", "Points")]
+    parts = [("--model", "LeastSquares"), ("--model.net", "Line"), ("--data", "Points")]
     named = [word for flag, name in parts for word in (flag, f"{__name__}.{name}")]
     return ["fit", *named, *QUIET, "--trainer.max_epochs", "2", *arguments]
 
@@ -172,7 +172,7 @@ def test_a_task_names_its_figure(folder: Path) -> None:
     assert Path("checkpoints/own/best.ckpt").is_file()
 
 
-class Undeclared(Regression):
+class Undeclared(LeastSquares):
     """Does not say which figure it is."""
 
     monitor = ImplicitTask.monitor
@@ -181,7 +181,7 @@ class Undeclared(Regression):
 def test_a_task_that_names_no_figure_is_selected_by_what_it_logs(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main([word.replace("Regression", "Undeclared") for word in own("--name", "own")])
+    main([word.replace("LeastSquares", "Undeclared") for word in own("--name", "own")])
     assert "best checkpoint: checkpoints/own/best.ckpt (val_mse " in capsys.readouterr().out
 
 

@@ -6,7 +6,8 @@ from torch import Tensor
 
 def clamp_singular_values_(weight: Tensor, bound: float) -> None:
     """Replace every singular value of the matrix above `bound` by it: the nearest matrix of that spectral norm."""
-    left, values, right = torch.linalg.svd(weight.detach(), full_matrices=False)
+    full = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))  # there is no half-precision one
+    left, values, right = torch.linalg.svd(full, full_matrices=False)
     weight.data.copy_((left * values.clamp_max(bound)) @ right)
 
 

@@ -1,0 +1,1 @@
+"""Equilibrium networks for rows of numbers."""
