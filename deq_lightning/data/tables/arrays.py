@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -87,7 +87,7 @@ class Arrays(DataModule):
         SplitError: likewise, if the sizes do not fit the arrays.
     """
 
-    unit: ClassVar[str] = "rows"
+    unit = "rows"
     target_names: Sequence[str] | None = None
 
     def __init__(

@@ -54,7 +54,7 @@ class Table(DataModule):
     """
 
     in_memory: ClassVar[bool] = True
-    unit: ClassVar[str] = "rows"
+    unit = "rows"
 
     def __init__(
         self,
