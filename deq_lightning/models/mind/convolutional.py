@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from deq_lightning.configured import listed, one_of, several_sizes, sizes, whole, within
+from deq_lightning.configured import one_of, several_sizes, sizes, whole, within
 from deq_lightning.models.base import Equilibrium, ImplicitModel, Network
 from deq_lightning.models.layers.selection import Flops, Introspection, Selection, chosen
 from deq_lightning.models.mind.layers import FixedPointBlock, FixedPointLayer, Iteration, Stage
@@ -102,7 +102,8 @@ class MIND(Network):
         image_size = 32 if image_size is None else image_size
         sizes(in_channels=in_channels, image_size=image_size, pooling=pooling, head_width=head_width, groups=groups)
         whole(2, num_classes=num_classes)
-        several_sizes(widths=widths, introspection_widths=introspection_widths)
+        several_sizes(widths=widths)
+        several_sizes(fewest=0, introspection_widths=introspection_widths)
         one_of(get_args(Head), head=head)
         one_of(get_args(Variant), variant=variant)
         one_of(get_args(Selection), selection=selection)
@@ -228,5 +229,4 @@ def _check_choice(variant: Variant, stages: int, thresholds: Sequence[float]) ->
         raise ValueError("`variant` 'reduced' sees all stages but the last, so `widths` must have 2 or more, got 1.")
     if variant == "fixed" and len(thresholds) != stages:
         raise ValueError(f"`thresholds` must be one for each of `widths`, {stages}, got {len(thresholds)}.")
-    listed(thresholds=thresholds)
     within("[0, 1]", thresholds=thresholds)
