@@ -106,7 +106,7 @@ def quick(dataset: str, content: dict[str, Any]) -> list[str]:
     net = content["model"]["init_args"]["net"]
     options = [*QUICK_DATA.get(dataset, []), *QUICK_NET.get(net["class_path"], [])]
     if dataset in FROM_FILES:
-        options += ["--data.val_size", "10", "--data.num_workers", "0"]
+        options += ["--data.val_size", "100" if dataset == "cifar100" else "10", "--data.num_workers", "0"]
     if "head_channels" in net.get("init_args", {}) and dataset in FROM_FILES:
         options += NARROW_MDEQ
     if content.get("gradient", {}).get("init_args", {}).get("pretrain_steps"):
