@@ -27,7 +27,7 @@ MAY_IMPORT = {
 }
 SHARED = {  # what the families of a room may use of it; a family never imports another
     "models": {"base", "layers"},
-    "data": {"base", "errors", "order"},
+    "data": {"base", "errors", "inputs", "order"},
 }
 
 

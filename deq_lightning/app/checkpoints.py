@@ -92,10 +92,19 @@ def restoring(path: str | Path | None) -> Iterator[None]:
 
 
 def restored(data: LightningDataModule, checkpoint: Mapping[str, Any] | None) -> LightningDataModule:
-    """Give data the state that a checkpoint has of it; Lightning does so too, but when the sizes are settled."""
+    """Give data the state that a checkpoint has of it; Lightning does so too, but when the sizes are settled.
+
+    Raises:
+        UsageError: if the state is damaged.
+    """
     state = None if checkpoint is None else checkpoint.get(type(data).__qualname__)
-    if state:
-        data.load_state_dict(state)
+    try:
+        if state:
+            data.load_state_dict(state)
+    except DataError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise UsageError(f"the checkpoint's state of the data is damaged ({error!r:.200}). Use another one.") from error
     return data
 
 

@@ -12,7 +12,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from deq_lightning.app.beginning import begin, with_logger_folder, write_to
 from deq_lightning.app.checkpoints import check_fits, load_weights, read_checkpoint, restored, restoring
-from deq_lightning.app.commands import OWN, OwnTrainer
+from deq_lightning.app.commands import LIGHTNINGS, OWN, OwnTrainer
 from deq_lightning.app.configs import ConfigByName
 from deq_lightning.app.continuing import check_continues, check_optimizer, go_on_with, other_splits
 from deq_lightning.app.ending import check_trained, in_words, report_fit
@@ -22,6 +22,7 @@ from deq_lightning.app.header import Header, departures, say_departures
 from deq_lightning.app.keys import CHECKPOINTS, add_keys
 from deq_lightning.app.messages import UsageError
 from deq_lightning.app.parser import Parser, build
+from deq_lightning.app.predicting import described, new_inputs
 from deq_lightning.app.progress import display, progress
 from deq_lightning.app.runs import SaveConfig, record_of, say
 from deq_lightning.app.selection import Selection, mode_is_open, name_several, select_by_task
@@ -29,8 +30,7 @@ from deq_lightning.app.stops import Footprint, Stop, stoppable
 from deq_lightning.app.storage import carry, with_storage
 from deq_lightning.callbacks import EMA
 from deq_lightning.callbacks.ema import drop_averaging
-from deq_lightning.data import DataError
-from deq_lightning.samples import Samples, samples_of
+from deq_lightning.samples import Samples
 from deq_lightning.tasks import ImplicitTask
 
 UNTRAINED = "`{}` needs trained weights. Type `--ckpt_path PATH`, or `--ckpt_path null` for those it is made with."
@@ -76,7 +76,7 @@ class DEQCLI(LightningCLI):
             pl.LightningDataModule,
             save_config_callback=SaveConfig,
             seed_everything_default=0,
-            trainer_class=pl.Trainer if not run or self.first in LightningCLI.subcommands() else OwnTrainer,
+            trainer_class=pl.Trainer if not run or self.first in LIGHTNINGS else OwnTrainer,
             trainer_defaults={"log_every_n_steps": 10},
             parser_class=Parser,
             parser_kwargs={"prog": "deq_lightning"},
@@ -181,13 +181,9 @@ class DEQCLI(LightningCLI):
 
     def _fit_to_data(self, config: Namespace) -> None:
         """Build the data, and make the settings of task and network those for what it is."""
-        self.datamodule = restored(self._build_one("data", config), self.checkpoint)
+        self.datamodule, inputs = restored(self._build_one("data", config), self.checkpoint), config.get("inputs")
         name = type(self.datamodule).__name__
-        try:
-            self.samples = samples_of(self.datamodule)
-        except DataError:
-            if not self.printing:
-                raise  # printing a config needs no data
+        self.samples = described(self.datamodule, needed=not self.printing and inputs is None)
         filled = []
         if self.samples is not None:
             check_task(class_of(config.model), self.samples, name)
@@ -197,6 +193,7 @@ class DEQCLI(LightningCLI):
                 mode = self._build_one("model", config).mode_of(config.best_checkpoint.monitor)
                 filled.append(f"--best_checkpoint.mode={mode}")
             self.parser.parse_args([*self.args, *filled])  # prints, and ends the program
+        self.datamodule = new_inputs(self.datamodule, inputs)
         vars(self).pop("config_dump", None)  # Lightning saves hyper-parameters from this dump, made before the sizes
 
     def instantiate_classes(self) -> None:

@@ -13,6 +13,7 @@ from deq_lightning.app.cross_validate import cross_validate
 from deq_lightning.app.found import with_own_config
 from deq_lightning.app.messages import UsageError
 from deq_lightning.app.names import load_named
+from deq_lightning.app.predicting import check_inputs
 from deq_lightning.app.runs import say
 from deq_lightning.app.stops import interruptible
 from deq_lightning.app.translation import with_flags
@@ -47,6 +48,7 @@ def execute(args: Sequence[str], run: bool = True) -> DEQCLI:
     args = [re.sub("^--run(?=$|=)", "--name", arg) for arg in args]  # as it was called in version 0.1.0
     load_named(_texts(args))
     try:
+        check_inputs(args)
         if run and args[0] == "cross_validate":
             return cross_validate(args[1:], execute)
         return DEQCLI(with_own_config(args) if run else args, run)

@@ -1,17 +1,22 @@
-"""Predictions as a table of comma-separated values."""
+"""Predictions as a table: of comma-separated values, or a line of JSON for each row."""
 
 import csv
-from collections.abc import Mapping, Sequence
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import BasePredictionWriter
 from torch import Tensor
 
-from deq_lightning.configured import RunError
+from deq_lightning.configured import CombinationError, RunError
 from deq_lightning.files import replacing
+
+Columns = dict[str, list[Any]]
+LINES = ".jsonl"
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -21,22 +26,25 @@ class PredictionWriter(BasePredictionWriter):
     the data has `sample_columns`, such as how hard a sample is, each row has them too.
 
     Args:
-        path: the file; an existing one is replaced once the new one is complete. None: `predictions.csv` beside the
-            checkpoint, or in the current folder. With several processes each writes its own, `predictions-1.csv` and so
-            on.
+        path: the file; an existing one is replaced once the new one is complete. One that ends in `.jsonl` has a line
+            of JSON for each row instead. None: `predictions.csv` beside the checkpoint, or in the current folder. With
+            several processes each writes its own, `predictions-1.csv` and so on.
+        probabilities: whether each row also has the probability of every class, `probability_NAME`.
 
     Raises:
         ValueError: if `path` is a folder.
+        CombinationError: while it runs, if `probabilities` are wanted and the task has none.
     """
 
-    def __init__(self, path: str | None = None) -> None:
+    def __init__(self, path: str | None = None, probabilities: bool = False) -> None:
         super().__init__(write_interval="batch")
         if path is not None and (not path or Path(path).is_dir()):
             raise ValueError(f"`path` must be a file, got {path or repr(path)}. Add a name, such as predictions.csv.")
         self.path = path
+        self.probabilities = probabilities
         self.rows = 0
         self._open = ExitStack()
-        self._writer: Any = None
+        self._write: Callable[[Columns, bool], None]
 
     def file(self, trainer: pl.Trainer) -> Path:
         """Return the file that this process writes."""
@@ -45,11 +53,15 @@ class PredictionWriter(BasePredictionWriter):
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Open a draft of the file."""
-        del pl_module
+        if self.probabilities:
+            pl_module.every_probability = True  # type: ignore[assignment]
         self.rows = 0
-        file = self.file(trainer)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        self._writer = csv.writer(self._open.enter_context(replacing(file, "w", newline="")))
+        path = self.file(trainer)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Names of files need not be text.
+        options = {"newline": "", "encoding": "utf-8", "errors": "backslashreplace"}
+        file = self._open.enter_context(replacing(path, "w", **options))
+        self._write = (_lines if path.suffix.lower() == LINES else _table)(file)
 
     def write_on_batch_end(
         self,
@@ -62,11 +74,16 @@ class PredictionWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         """Append the rows of a batch, each with the index of its sample, or of the row where rows are not samples."""
-        del pl_module, batch, batch_idx
+        del batch, batch_idx
         data = getattr(trainer, "datamodule", None)
-        sets = getattr(data, "test_names", ())
-        columns = _named({name: values.tolist() for name, values in prediction.items()}, data)
+        sets, classes = getattr(data, "test_names", ()), _classes(data, pl_module)
+        columns = _named({name: values.tolist() for name, values in prediction.items()}, classes)
+        if self.probabilities:
+            columns = _spread(columns, classes, type(pl_module).__name__)
         count = len(next(iter(columns.values())))
+        taken: Sequence[int] | None = getattr(data, "taken", None)
+        if taken is not None:  # new inputs, of which some may have been left out
+            batch_indices = taken[self.rows : self.rows + count]
         if batch_indices is not None and len(batch_indices) == count:
             facts = {} if sets else _facts(batch_indices, data)
             columns = {"index": list(batch_indices), **facts, **columns}
@@ -74,9 +91,7 @@ class PredictionWriter(BasePredictionWriter):
             columns = {"index": list(range(self.rows, self.rows + count)), **columns}
         if sets:
             columns = {"set": [sets[dataloader_idx]] * count, **columns}
-        if self.rows == 0:
-            self._writer.writerow(columns)
-        self._writer.writerows(zip(*columns.values(), strict=True))
+        self._write(columns, self.rows == 0)
         self.rows += count
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -91,9 +106,46 @@ class PredictionWriter(BasePredictionWriter):
         self._open.__exit__(type(exception), exception, exception.__traceback__)
 
 
-def _named(columns: dict[str, list[Any]], data: Any) -> dict[str, list[Any]]:
-    """Return the columns, and beside them the name of the class that is predicted where the data has such."""
-    classes = getattr(data, "class_names", None)
+def _table(file: IO[str]) -> Callable[[Columns, bool], None]:
+    writer = csv.writer(file)
+
+    def write(columns: Columns, first: bool) -> None:
+        if first:
+            writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+
+    return write
+
+
+def _lines(file: IO[str]) -> Callable[[Columns, bool], None]:
+    def write(columns: Columns, first: bool) -> None:
+        del first
+        for row in zip(*columns.values(), strict=True):
+            # JSON has no word for what is not finite.
+            plain = (None if isinstance(value, float) and not math.isfinite(value) else value for value in row)
+            file.write(json.dumps(dict(zip(columns, plain, strict=True)), ensure_ascii=False) + "\n")
+
+    return write
+
+
+def _classes(data: Any, task: Any) -> Sequence[str] | None:
+    """Return the names of the classes, where the data or the task knows them."""
+    names = getattr(data, "class_names", None)
+    return getattr(task, "class_names", None) if names is None else names
+
+
+def _spread(columns: Columns, classes: Sequence[str] | None, task: str) -> Columns:
+    """Return the columns with one of its own for the probability of each class."""
+    rows = columns.pop("probabilities", None)
+    if rows is None:
+        raise CombinationError(f"`probabilities` need one class for each row, which `{task}` has not. Leave them out.")
+    names = range(len(rows[0])) if classes is None else classes
+    of_classes = zip(names, zip(*rows, strict=True), strict=True)
+    return columns | {f"probability_{name}": list(values) for name, values in of_classes}
+
+
+def _named(columns: Columns, classes: Sequence[str] | None) -> Columns:
+    """Return the columns, and beside them the name of the class that is predicted where the classes have names."""
     if classes is None or "prediction" not in columns:
         return columns
     return columns | {"class": [classes[number] for number in columns["prediction"]]}

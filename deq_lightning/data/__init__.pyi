@@ -17,6 +17,7 @@ from .images.dots import RandomDots as RandomDots
 from .images.files import ImageFiles as ImageFiles
 from .images.folder import ImageFolder as ImageFolder
 from .images.imagenet import ImageNet as ImageNet
+from .inputs import NewInputs as NewInputs
 from .puzzles.base import Puzzles as Puzzles
 from .puzzles.bits import PrefixSums as PrefixSums
 from .puzzles.maze_hard import MazeHard as MazeHard

@@ -11,6 +11,7 @@ from lightning_fabric.utilities.data import suggested_max_num_workers
 from torch.utils.data import DataLoader, Dataset
 
 from deq_lightning.configured import whole, within
+from deq_lightning.data.errors import DataError
 from deq_lightning.data.order import EpochShuffle, TrainLoader
 from deq_lightning.samples import Samples
 
@@ -73,6 +74,21 @@ class Described(pl.LightningDataModule, ABC):
     def split_sizes(self) -> dict[str, int]:
         """Return the size of each split that `setup` has filled, where it is known."""
         return {}
+
+    def inputs(self, path: str) -> pl.LightningDataModule:
+        """Return a data module for `predict`, whose samples are what lies at a path; they need no labels.
+
+        A data module that can prepare a new sample as evaluation sees it returns `NewInputs` of their names and
+        tensors. What it needs of the training is in its `state_dict`, which has been loaded; neither `prepare_data`
+        nor `setup` are called before.
+
+        Args:
+            path: a file or a folder, or `-` for standard input.
+
+        Raises:
+            DataError: if there is nothing there that can be used, or, as here, the data cannot do that.
+        """
+        raise DataError(f"`{type(self).__name__}` cannot read new inputs, got `{path}`. Predict its test samples.")
 
 
 class DataModule(Described):

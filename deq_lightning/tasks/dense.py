@@ -141,16 +141,15 @@ class DensePrediction(SupervisedTask):
         halting = F.binary_cross_entropy_with_logits(says, solved(logits, y).to(says))
         return loss + self.halting_weight * halting, says.detach() > 0
 
-    def columns(self, logits: Tensor, y: Tensor) -> dict[str, Any]:
+    def columns(self, logits: Tensor, y: Tensor | None) -> dict[str, Any]:
         """Return for each sample whether all labelled positions are right, what share of them, and the answer."""
-        answer, labelled = self.decide(logits), (y != UNLABELLED).flatten(1)
+        answer = self.decide(logits)
+        texts = np.array([" ".join(map(str, row)) for row in answer.flatten(1).tolist()])
+        if y is None:
+            return {"answer": texts}
+        labelled = (y != UNLABELLED).flatten(1)
         right = (answer == y).flatten(1) & labelled
-        texts = [" ".join(map(str, row)) for row in answer.flatten(1).tolist()]
-        return {
-            "exact": solved(logits, y).long(),
-            "accuracy": right.sum(dim=1) / labelled.sum(dim=1),
-            "answer": np.array(texts),
-        }
+        return {"exact": solved(logits, y).long(), "accuracy": right.sum(dim=1) / labelled.sum(dim=1), "answer": texts}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the samples that are under way, of every process."""
@@ -159,11 +158,12 @@ class DensePrediction(SupervisedTask):
             checkpoint[CARRY] = of_every_process(self.trainer, self.carry.places)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with them.
+        """Go on with them, and know the names of the classes.
 
         Raises:
             RunError: if what was saved is no such thing.
         """
+        super().on_load_checkpoint(checkpoint)
         saved = checkpoint.get(CARRY)
         if saved is None or self.carry.most == 1 or getattr(self, "_trainer", None) is None:
             return

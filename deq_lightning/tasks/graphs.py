@@ -129,10 +129,13 @@ class NodeClassification(GraphTask):
         """Return the class of the largest logit, or where logits are positive."""
         return (logits > 0).long() if self.multilabel else super().decide(logits)
 
-    def columns(self, logits: Tensor, y: Tensor) -> dict[str, Tensor]:
+    def columns(self, logits: Tensor, y: Tensor | None) -> dict[str, Any]:
         """Return the prediction, its probability and the label, or how many labels are predicted, true, and both."""
         if not self.multilabel:
             return super().columns(logits, y)
-        predicted, true = logits > 0, y > 0
+        predicted = logits > 0
+        if y is None:
+            return {"predicted": predicted.sum(dim=1)}
+        true = y > 0
         counts = {"predicted": predicted, "labels": true, "right": predicted & true}
         return {name: values.sum(dim=1) for name, values in counts.items()}

@@ -15,6 +15,8 @@ from deq_lightning.samples import TEXT, UNKNOWN_ID, TextSource
 from deq_lightning.tasks.base import ImplicitTask
 from deq_lightning.tasks.reports import solver_columns
 
+LONGEST = 512  # words of a prompt that are read at once; a long text would not fit into memory
+
 
 class Perplexity(MeanMetric):
     """The exponential of the mean over all words, of a whole split and of all processes."""
@@ -172,6 +174,9 @@ class LanguageModeling(ImplicitTask):
     def _continue(self, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor]]]:
         """Yield each further word (1, 1), its probability (1, 1) and the solver's figures."""
         memory = None
+        before, tokens = tokens[:, :-LONGEST], tokens[:, -LONGEST:]
+        for part in before.split(LONGEST, dim=1) if before.numel() else ():
+            memory = self.read(Segment(part, memory))[0].memory
         for _ in range(self.continue_words):
             segment = Segment(tokens, memory)
             output, equilibria = self.read(segment)

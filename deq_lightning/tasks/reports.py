@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from deq_lightning.models import Equilibrium
-from deq_lightning.solvers import Solution
+from deq_lightning.solvers import Solution, Status
 
 
 def solutions_of(equilibria: Sequence[Equilibrium]) -> list[Solution]:
@@ -34,3 +34,12 @@ def solver_columns(equilibria: Sequence[Equilibrium]) -> dict[str, Tensor]:
         "solver_steps": torch.stack([solution.steps for solution in solutions]).sum(dim=0),
         "solver_residual": torch.stack([solution.residual for solution in solutions]).amax(dim=0),
     }
+
+
+def found_column(equilibria: Sequence[Equilibrium]) -> dict[str, Tensor]:
+    """Return for each sample 1 if all its equilibria were found, else 0, where one was solved."""
+    solutions = solutions_of(equilibria)
+    if not solutions:
+        return {}
+    found = torch.stack([solution.status == Status.converged for solution in solutions]).all(dim=0)
+    return {"converged": found.long()}

@@ -61,7 +61,8 @@ class SemanticSegmentation(SupervisedTask):
         del split
         x, y = batch
         logits, equilibria = self.net(x)
-        return F.interpolate(logits, size=y.shape[1:], mode="bilinear", align_corners=True), y, equilibria
+        size = x.shape[2:] if y is None else y.shape[1:]
+        return F.interpolate(logits, size=size, mode="bilinear", align_corners=True), y, equilibria
 
     def criterion(self, logits: Tensor, y: Tensor) -> Tensor:
         """Return the weighted cross-entropy; 0 where no pixel is labelled."""
@@ -70,11 +71,13 @@ class SemanticSegmentation(SupervisedTask):
         weight = (self.class_weights[y.where(labelled, 0)] * labelled).sum()
         return total / weight.clamp(min=torch.finfo(weight.dtype).tiny)  # PyTorch's own mean over no pixel is NaN
 
-    def columns(self, logits: Tensor, y: Tensor) -> dict[str, Tensor]:
+    def columns(self, logits: Tensor, y: Tensor | None) -> dict[str, Tensor]:
         """Return for each image the accuracy on its labelled pixels (NaN without any) and the mean probability.
 
         That is the probability of the predicted class, over all pixels.
         """
         probability, prediction = logits.softmax(dim=1).max(dim=1)
+        if y is None:
+            return {"probability": probability.mean(dim=(1, 2))}
         right, labelled = (prediction == y).sum(dim=(1, 2)), (y != IGNORED).sum(dim=(1, 2))
         return {"accuracy": right / labelled, "probability": probability.mean(dim=(1, 2))}

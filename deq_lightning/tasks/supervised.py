@@ -4,18 +4,23 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
+from deq_lightning.estimators.modes import evaluating
 from deq_lightning.models import Equilibrium
 from deq_lightning.tasks.base import ImplicitTask
-from deq_lightning.tasks.reports import solver_columns
+from deq_lightning.tasks.reports import found_column, solver_columns
+
+CLASSES = "class_names"  # in a checkpoint
 
 
 class SupervisedTask(ImplicitTask):
     """Trains, evaluates and predicts with labels; a subclass says what answers which labels, and how it is judged.
 
-    Subclasses write `answer` and `criterion`, call `measure` once, and may decide and tabulate in their own way.
+    Subclasses write `answer` and `criterion`, call `measure` once, and may decide and tabulate in their own way. Where
+    labels are missing in `predict`, whose batch is then a tensor of inputs alone, they are None in both.
 
     Args:
         net: the model.
@@ -24,6 +29,8 @@ class SupervisedTask(ImplicitTask):
 
     val_metrics: MetricCollection
     test_metrics: MetricCollection
+    class_names: Sequence[str] | None = None  # of the data of the training, where it has names; from the checkpoint
+    every_probability = False  # whether tables have `probabilities`, (labels, classes), where there are such
 
     def measure(self, **metrics: Metric | MetricCollection) -> None:
         """Choose the figures of whole splits, by the names they are logged under after `val_` and `test_`.
@@ -52,10 +59,12 @@ class SupervisedTask(ImplicitTask):
         """Return the predictions, as the metrics take them: the class of the largest logit."""
         return logits.argmax(dim=1)
 
-    def columns(self, logits: Tensor, y: Tensor) -> dict[str, Tensor]:
+    def columns(self, logits: Tensor, y: Tensor | None) -> dict[str, Any]:
         """Return one value per label for each column of the table: the prediction, its probability and the label."""
-        probability, prediction = logits.softmax(dim=1).max(dim=1)
-        return {"prediction": prediction, "probability": probability, "label": y}
+        probabilities = logits.softmax(dim=1)
+        probability, prediction = probabilities.max(dim=1)
+        table = {"prediction": prediction, "probability": probability} | ({} if y is None else {"label": y})
+        return table | ({"probabilities": probabilities} if self.every_probability else {})
 
     def sample_of(self, batch: Any) -> Tensor | slice:
         """Return the solver's sample behind each row of that table."""
@@ -100,9 +109,45 @@ class SupervisedTask(ImplicitTask):
             self.log(f"{split}_{name}{postfix}", values.mean(), sync_dist=True, **options)
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
-        """Return one value per row of the test split for each column, the solver's figures among them."""
+        """Return one value per row of the test split for each column, the solver's figures among them.
+
+        A batch that is a tensor has no labels; the table then says of each row whether its equilibrium was found.
+        """
         del batch_idx, dataloader_idx
+        labelled = not isinstance(batch, Tensor)
+        batch = batch if labelled else (batch, None)
         logits, y, equilibria = self.answer(batch, "test")
         rows = self.sample_of(batch)
-        of_samples = solver_columns(equilibria) | self.measured(batch, equilibria)
+        of_samples = solver_columns(equilibria) | ({} if labelled else found_column(equilibria))
+        of_samples |= self.measured(batch, equilibria)
         return self.columns(logits, y) | {name: values[rows] for name, values in of_samples.items()}
+
+    @torch.no_grad()
+    def predict(self, x: Tensor) -> dict[str, Any]:
+        """Return the table of predictions of a batch by column, in evaluation mode and without a trainer.
+
+        Args:
+            x: (batch, ...) inputs as the network takes them, such as a data module's `prepare` makes them.
+
+        Returns:
+            Tensors, (batch,): the prediction, its probability, steps and residual of the solver, `converged`; and
+            `class`, the names of the predicted classes, where the checkpoint has such.
+        """
+        with evaluating(self):
+            table = self.predict_step(x.to(self.device), 0)
+        names = self.class_names
+        if names is None or "prediction" not in table:
+            return table
+        return table | {"class": [names[number] for number in table["prediction"].tolist()]}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the names of the classes as well, where the data has such."""
+        super().on_save_checkpoint(checkpoint)
+        names = getattr(getattr(self._trainer, "datamodule", None), "class_names", None) or self.class_names
+        if names is not None:
+            checkpoint[CLASSES] = list(map(str, names))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Know them again."""
+        super().on_load_checkpoint(checkpoint)
+        self.class_names = checkpoint.get(CLASSES)

@@ -1,6 +1,7 @@
 """The table of predictions."""
 
 import csv
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from deq_lightning import (
     PredictionWriter,
     RandomDots,
 )
-from deq_lightning.configured import RunError
+from deq_lightning.configured import CombinationError, RunError
 
 Row = dict[str, str]
 
@@ -102,3 +103,35 @@ def test_a_column_that_is_too_short_is_a_line(folder: Path) -> None:
     )
     with pytest.raises(RunError, match=f"^{re.escape(message)}$"):
         written(data, (2, [1, 2]))
+
+
+def test_lines_of_json_are_the_rows_of_the_table(folder: Path) -> None:
+    columns = {"prediction": torch.tensor([1, 0]), "residual": torch.tensor([0.1, torch.nan])}
+    columns["probabilities"] = torch.tensor([[0.25, 0.75], [0.5, 0.5]])
+    data = SimpleNamespace(file_names=["a,b", "\udce9", "c"], class_names=["no", "yes"], taken=[2, 1])
+    for path in ("table.csv", "table.jsonl"):
+        task, run = SimpleNamespace(), SimpleNamespace(datamodule=data, global_rank=0)
+        writer = PredictionWriter(path, probabilities=True)
+        writer.on_predict_start(run, task)
+        for number in range(2):
+            batch = {name: values[number : number + 1] for name, values in columns.items()}
+            writer.write_on_batch_end(run, task, batch, [], None, number, 0)
+        writer.on_predict_end(run, task)
+        assert task.every_probability
+    first, second = map(json.loads, Path("table.jsonl").read_text().splitlines())
+    assert second["residual"] is None and second["file"] == "\udce9"
+    rows = read()
+    assert [{name: str(value) for name, value in first.items()}, str(second["class"])] == [rows[0], rows[1]["class"]]
+    assert first == {
+        **{"index": 2, "file": "c", "prediction": 1, "residual": pytest.approx(0.1), "class": "yes"},
+        **{"probability_no": 0.25, "probability_yes": 0.75},
+    }
+
+
+def test_probabilities_that_are_not_there(folder: Path) -> None:
+    run, writer = SimpleNamespace(datamodule=None, global_rank=0), PredictionWriter("table.csv", probabilities=True)
+    writer.on_predict_start(run, SimpleNamespace())
+    with pytest.raises(CombinationError, match="`probabilities` need one class for each row, which `SimpleNamespace`"):
+        writer.write_on_batch_end(run, SimpleNamespace(), {"f1": torch.zeros(1)}, [0], None, 0, 0)
+    writer.on_exception(run, None, RuntimeError())
+    assert not any(folder.iterdir())

@@ -67,7 +67,7 @@ def test_what_is_charged_teaches_the_introspection_network_alone() -> None:
     one = task(cost_weight=1.0).train()
     x, y = digits()
     _, equilibria = one.loss((x, y))
-    cost = one._cost(equilibria, x)
+    cost = one.cost(equilibria, one.net.flops(8, 8))
     grads = torch.autograd.grad(cost, list(one.net.parameters()), allow_unused=True)
     for (name, _), g in zip(one.net.named_parameters(), grads, strict=True):
         assert (g is not None and bool(g.any())) == name.startswith("introspection."), name

@@ -352,6 +352,18 @@ def test_predict_takes_the_most_probable_words_at_temperature_zero(capsys: pytes
     assert tokens[0].tolist() == [1, *(words.index(word) for word in ("ab", "ad")), 0, words.index("ac")]
 
 
+def test_a_long_prompt_is_read_in_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deq_lightning.tasks.language.LONGEST", 4)
+    module, tokens = task(continue_words=1, temperature=0.0).eval(), torch.arange(2, 13)[None]
+    with torch.no_grad():
+        ((word, _, _),) = module._continue(tokens)
+        memory = None
+        for part in (tokens[:, :4], tokens[:, 4:7], tokens[:, 7:]):
+            output, _ = module.net(Segment(part, memory))
+            memory = output.memory
+    assert word.item() == module._draw(module.net.vocabulary.log_prob(output.hidden[:, -1:])[:, 0]).item()
+
+
 def test_task_and_data_have_the_same_unknown() -> None:
     assert UNKNOWN_ID == UNKNOWN_IN_DATA == SPECIAL.index("<unk>")
 

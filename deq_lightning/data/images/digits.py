@@ -8,6 +8,8 @@ from torch.utils.data import TensorDataset
 
 from deq_lightning.configured import at_least, renamed
 from deq_lightning.data.base import DataModule, Size, check_sizes, samples_in
+from deq_lightning.data.images.unlabelled import fixed_view, image_inputs
+from deq_lightning.data.inputs import NewInputs
 from deq_lightning.samples import IMAGES, Samples
 
 CLASSES = 10
@@ -73,9 +75,16 @@ class Digits(DataModule):
         images, labels = load_digits(return_X_y=True)
         train, val, test = self._split(labels)
         pixels = torch.as_tensor(images, dtype=torch.float32).reshape(-1, 1, 8, 8) / PIXEL_MAX
-        pixels = (pixels - pixels[train].mean()) / pixels[train].std()
+        mean, std = pixels[train].mean(), pixels[train].std()
+        pixels = (pixels - mean) / std
+        self.view = fixed_view((1, 8, 8), [mean.item()], [std.item()])
         targets = torch.as_tensor(labels)
         self.train_set, self.val_set, self.test_set = (TensorDataset(pixels[i], targets[i]) for i in (train, val, test))
+
+    def inputs(self, path: str) -> NewInputs:
+        """Return the images at a path, brought to 8x8 pixels, bright ink on dark ground; or an array of tensors."""
+        self.setup()
+        return image_inputs(self, path, self.view, (1, 8, 8))
 
     def _split(self, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         from sklearn.model_selection import train_test_split

@@ -10,6 +10,7 @@ from torch.utils.data import TensorDataset
 
 from deq_lightning.configured import sizes, within
 from deq_lightning.data.base import DataModule
+from deq_lightning.data.inputs import NewInputs, array_inputs
 from deq_lightning.data.order import derive_seed
 from deq_lightning.samples import IMAGES, Samples
 
@@ -101,6 +102,10 @@ class RandomDots(DataModule):
             self.train_set, self.val_set = self._drawn("train"), self._drawn("val")
         if stage in ("test", "predict", None):
             self.test_set = self._drawn("test")
+
+    def inputs(self, path: str) -> NewInputs:
+        """Return the pairs of frames of an array (samples, 2, size, size); no image file has two channels."""
+        return array_inputs(self, path, (2, self.size, self.size))
 
     def _drawn(self, split: str) -> TensorDataset:
         count = getattr(self, f"{split}_size")

@@ -19,6 +19,8 @@ from deq_lightning.data.errors import DataError
 from deq_lightning.data.images.files import warn_if_enlarged
 from deq_lightning.data.images.layouts import Listing, list_images, split_off
 from deq_lightning.data.images.pixels import Header, Pictures, View, survey
+from deq_lightning.data.images.unlabelled import image_inputs
+from deq_lightning.data.inputs import NewInputs
 from deq_lightning.data.order import SeededDraws
 from deq_lightning.samples import IMAGES, Samples
 
@@ -171,6 +173,12 @@ class ImageFolder(DataModule):
             DataError: if the file cannot be read, or is of another size and `image_size` is None; names it.
         """
         return self.view(path)
+
+    def inputs(self, path: str) -> NewInputs:
+        """Return the images at a path, as `prepare` does, or an array of such tensors."""
+        view = self.view
+        _ = view.moments  # once, before there are threads
+        return image_inputs(self, path, view, (view.header.channels, *view.header.size))
 
     def state_dict(self) -> dict[str, Any]:
         """Return what makes tensors and names of images and predictions."""

@@ -13,6 +13,8 @@ from deq_lightning.configured import above, ascending, listed, sizes, within
 from deq_lightning.data.base import Size
 from deq_lightning.data.errors import DatasetNotFoundError
 from deq_lightning.data.images.files import MEAN, STD, ImageFiles, read_image, warn_if_enlarged
+from deq_lightning.data.images.unlabelled import image_inputs
+from deq_lightning.data.inputs import NewInputs
 from deq_lightning.samples import IMAGES, Samples
 
 MARGIN = 0.875  # share of an evaluated image's shorter side that is used
@@ -75,13 +77,20 @@ class ImageNet(ImageFiles):
     @property
     def class_names(self) -> Sequence[str] | None:
         """Names of the folders."""
-        return None if self.test_set is None else cast(datasets.ImageFolder, self.test_set).classes
+        images: Any = self.val_set if self.test_set is None else self.test_set
+        return getattr(getattr(images, "dataset", images), "classes", None)
 
     @property
     def file_names(self) -> Sequence[str] | None:
         """Path of each test image under `root`."""
         images = cast(datasets.ImageFolder | None, self.test_set)
         return None if images is None else self._relative(path for path, _ in images.samples)
+
+    def inputs(self, path: str) -> NewInputs:
+        """Return the images at a path, as evaluation sees them; or an array of tensors."""
+        see = self._evaluation()
+        shape = (3, self.image_size, self.image_size)
+        return image_inputs(self, path, lambda file: see(read_image(file)), shape)
 
     def prepare_data(self) -> None:
         """List the files of both splits and compare their classes, so that a fault stops the run at its start."""

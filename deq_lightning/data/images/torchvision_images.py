@@ -14,6 +14,8 @@ from torchvision import datasets, transforms
 
 from deq_lightning.data.base import DataModule, Size, check_sizes, samples_in
 from deq_lightning.data.errors import DatasetNotFoundError, SplitError
+from deq_lightning.data.images.unlabelled import fixed_view, image_inputs
+from deq_lightning.data.inputs import NewInputs
 from deq_lightning.data.order import SeededDraws
 from deq_lightning.samples import IMAGES, Samples
 
@@ -89,7 +91,7 @@ class TorchvisionImages(DataModule):
     @property
     def class_names(self) -> Sequence[str] | None:
         """Names of the classes, where torchvision has them."""
-        images: Any = self.test_set
+        images: Any = self.train_set if self.test_set is None else self.test_set
         while hasattr(images, "dataset"):  # parts and augmentations are wrapped around it
             images = images.dataset
         return getattr(images, "classes", None)
@@ -106,6 +108,10 @@ class TorchvisionImages(DataModule):
             self.test_set = self._part(self._load(test), self.test_size, self.augment_test)
         if stage in ("fit", "validate", None):
             self._set_train_and_val(self._load(training))
+
+    def inputs(self, path: str) -> NewInputs:
+        """Return the images at a path, brought to the size of the dataset's; or an array of tensors."""
+        return image_inputs(self, path, fixed_view(self.shape, self.mean, self.std), self.shape)
 
     @property
     def departures(self) -> list[str]:

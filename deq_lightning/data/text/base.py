@@ -3,6 +3,7 @@
 import sys
 from abc import abstractmethod
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader
 from deq_lightning.configured import whole
 from deq_lightning.data.base import Described
 from deq_lightning.data.errors import DataError, SplitError
+from deq_lightning.data.text.reading import read_text
 from deq_lightning.data.text.streams import StreamBatch, StreamLoader
 from deq_lightning.data.text.vocabulary import END_ID, SPECIAL, Vocabulary
 from deq_lightning.samples import TEXT, Samples
@@ -76,6 +78,10 @@ class TextDataModule(Described):
     @abstractmethod
     def words(self, text: str) -> list[str]:
         """Return the words of a line."""
+
+    def lines(self, text: str) -> list[list[str]]:
+        """Return the words of each line."""
+        return [self.words(line) for line in text.splitlines()]
 
     @property
     @abstractmethod
@@ -167,7 +173,7 @@ class TextDataModule(Described):
         assert self.vocabulary is not None
         ids = [END_ID]
         if self.prompt is not None:
-            ids += self.vocabulary.encode([self.words(self.prompt)])[:-1].tolist()
+            ids += self.vocabulary.encode(self.lines(self.prompt))[:-1].tolist()
             if not any(number >= len(SPECIAL) for number in ids):
                 raise DataError(
                     f"no word of the prompt {self.prompt!r} is in the vocabulary. Set `prompt=TEXT` with words of "
@@ -175,6 +181,14 @@ class TextDataModule(Described):
                 )
         tokens = torch.tensor([ids])
         return DataLoader([StreamBatch(tokens, tokens[:, :0], first=True)], batch_size=None)  # type: ignore[arg-type]
+
+    def inputs(self, path: str) -> "TextDataModule":
+        """Return itself, with the text of a file, or for `-` of standard input, as its prompt.
+
+        The words are those of the training text, which is read again.
+        """
+        self.prompt = read_text(Path(path) if path == "-" else Path(path).expanduser()).removesuffix("\n")
+        return self
 
     def state_dict(self) -> dict[str, Any]:
         """Return the layout of the training streams."""

@@ -12,6 +12,7 @@ from deq_lightning.configured import CombinationError, one_of
 from deq_lightning.data.base import Size, check_sizes, samples_in
 from deq_lightning.data.errors import DatasetNotFoundError, SplitError
 from deq_lightning.data.text.base import SPLITS, TextDataModule
+from deq_lightning.data.text.reading import read_text
 from deq_lightning.data.text.vocabulary import SPECIAL, Bytes, Vocabulary, words_and_signs
 from deq_lightning.samples import UNKNOWN_ID
 
@@ -85,6 +86,10 @@ class TextFiles(TextDataModule):
     def words(self, text: str) -> list[str]:
         """Return the words, numbers and signs of a text in lower case, or the names of its bytes."""
         return words_and_signs(text) if self.tokens == "words" else Bytes().split(text)
+
+    def lines(self, text: str) -> list[list[str]]:
+        """Return the words of each line, or the bytes of all, which have their own ends of lines."""
+        return super().lines(text) if self.tokens == "words" else [self.words(text)]
 
     def prepare_data(self) -> None:
         """Read the text, so that a fault stops the run at its start."""
@@ -163,28 +168,6 @@ class TextFiles(TextDataModule):
                 "or a file."
             )
         return {"train": found}
-
-
-def read_text(file: Path) -> str:
-    """Return the text of a file.
-
-    Raises:
-        DatasetNotFoundError: if it is empty, or not UTF-8; names it.
-    """
-    try:
-        text = file.read_bytes().decode().removeprefix("\ufeff").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        raise DatasetNotFoundError(
-            f"`{file}` is not UTF-8: byte {error.start} is {error.object[error.start]:#04x}. Save it as UTF-8, or "
-            "leave it out."
-        ) from error
-    except OSError as error:
-        raise DatasetNotFoundError(
-            f"`{file}` cannot be read ({error.strerror}). Make it readable, or leave it out."
-        ) from error
-    if not text.strip():
-        raise DatasetNotFoundError(f"`{file}` is empty. Write a text into it, or remove it.")
-    return text
 
 
 def _with_ends(texts: Iterable[str]) -> Iterator[str]:

@@ -66,6 +66,10 @@ class PythonDocs(TextDataModule):
         """Return words, numbers, single signs and runs of underscores."""
         return words_and_signs(text, letters="[A-Za-z]")
 
+    def lines(self, text: str) -> list[list[str]]:
+        """Return the words of each paragraph, which is what ends here."""
+        return [self.words(" ".join(block.split())) for block in re.split(r"\n\s*\n", text)]
+
     @property
     def source(self) -> str:
         """The documentation and its version of Python."""
