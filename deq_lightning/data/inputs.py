@@ -109,13 +109,16 @@ class Batches:
             return error
 
 
-def array_inputs(data: Described, path: str, shape: Sequence[int]) -> NewInputs:
-    """Return the samples that a file holds as an array, which are used as they are.
+def array_inputs(
+    data: Described, path: str, shape: Sequence[int], prepare: Callable[[np.ndarray], Tensor] | None = None
+) -> NewInputs:
+    """Return the samples that a file holds as an array.
 
     Args:
         data: the data module of the training.
         path: a file `.npy`, or `.npz` with one array in it; nothing in it is executed.
         shape: of a sample.
+        prepare: makes of (1, ...) rows of the array what the model takes. None: they are used as they are.
 
     Raises:
         DataError: if there is no such file, or it does not hold such samples.
@@ -130,13 +133,16 @@ def array_inputs(data: Described, path: str, shape: Sequence[int]) -> NewInputs:
         )
 
     def read(number: int) -> Tensor:
+        if prepare is not None:
+            return prepare(np.array(array[number : number + 1]))[0]
         values = torch.from_numpy(np.array(array[number], dtype=np.float32))
         if not values.isfinite().all():
             raise DataError(f"`{path}[{number}]` must be finite numbers. Leave it out.")
         return values
 
     names = [f"{Path(path).name}[{number}]" for number in range(len(array))]
-    return NewInputs(data, path, names, read, f"`{path}` is taken as prepared: nothing in it is scaled or normalised")
+    note = f"`{path}` is taken as prepared: nothing in it is scaled or normalised" if prepare is None else None
+    return NewInputs(data, path, names, read, note)
 
 
 def _read_array(data: Any, path: str) -> np.ndarray:

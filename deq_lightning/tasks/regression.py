@@ -76,6 +76,8 @@ class Regression(SupervisedTask):
         del split
         x, y = batch
         outputs, equilibria = self.net(x)
+        if y is None:
+            return outputs, y, equilibria
         y = y.reshape(len(y), -1)
         if outputs.shape != y.shape or outputs.shape[1] != self.targets:
             raise CombinationError(
@@ -93,12 +95,12 @@ class Regression(SupervisedTask):
         """Return the predictions in the units of the data."""
         return _wide(self.in_units(logits))
 
-    def columns(self, logits: Tensor, y: Tensor) -> dict[str, Tensor]:
+    def columns(self, logits: Tensor, y: Tensor | None) -> dict[str, Tensor]:
         """Return prediction and target, with the name or the number of the target where there are several."""
-        names = getattr(getattr(self.trainer, "datamodule", None), "target_names", None)
+        names = getattr(getattr(self._trainer, "datamodule", None), "target_names", None)
         names = names or [str(number + 1) for number in range(self.targets)]
         endings = [""] if self.targets == 1 else [f"_{name}" for name in names]
-        columns = {"prediction": self.decide(logits), "target": y}
+        columns = {"prediction": self.decide(logits), **({} if y is None else {"target": y})}
         return {
             f"{name}{ending}": values[:, number]
             for name, values in columns.items()

@@ -201,3 +201,14 @@ def test_a_network_for_images_is_refused_in_a_line() -> None:
         UsageError, match=r"`Flat` must answer a row of `Table` with 1 logits or more, got .*shape \(2,\)."
     ):
         try_out(Regression(Flat()), samples, "Table")
+
+
+def test_numbers_are_predicted_without_targets(folder: Path) -> None:
+    torch.manual_seed(0)
+    task = Regression(EquilibriumMLP(3, 2, width=4), targets=2)
+    task.target_mean.copy_(torch.tensor([5.0, -1.0]))
+    x = torch.randn(4, 3)
+    columns = task.predict(x)
+    assert not any("target" in name for name in columns)
+    found = torch.stack([columns["prediction_1"], columns["prediction_2"]], 1)
+    torch.testing.assert_close(found.float(), task(x).detach())

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from deq_lightning.configured import is_number
 from deq_lightning.data.base import DataModule, Size, check_sizes
 from deq_lightning.data.errors import DataError
+from deq_lightning.data.inputs import NewInputs, array_inputs
 from deq_lightning.data.tables.files import Stored, open_arrays
 from deq_lightning.data.tables.scaling import Scaling, Standard, check_finite, fitted
 from deq_lightning.data.tables.splits import split
@@ -146,6 +147,10 @@ class Arrays(DataModule):
             raise DataError(f"the rows must be (rows, {str(self._shape)[1:]}, as the arrays are, got {rows.shape}.")
         check_finite(rows, np.arange(len(rows)), "rows")
         return self.standard.scaling.apply(rows, axis=1)
+
+    def inputs(self, path: str) -> NewInputs:
+        """Return the rows of an array like those of the training, and prepared as they were."""
+        return array_inputs(self, path, self._shape, self.prepare)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the statistics of the training rows, for checkpoints."""

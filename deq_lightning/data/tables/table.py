@@ -13,6 +13,7 @@ from torch.utils.data import TensorDataset
 from deq_lightning.configured import listed, one_of
 from deq_lightning.data.base import DataModule, Size, check_sizes
 from deq_lightning.data.errors import DataError, SplitError
+from deq_lightning.data.inputs import NewInputs
 from deq_lightning.data.tables.encoding import Encoding, classes_of, fitted, numbered, of_plain
 from deq_lightning.data.tables.reading import Cells, Column, Places, read_cells, shown
 from deq_lightning.data.tables.splits import SPLITS, named, split
@@ -140,6 +141,12 @@ class Table(DataModule):
         names = [one.name for one in self.encoding.columns]
         columns = [[row.get(name, "") for row in rows] for name in names]
         return self.encoding.rows(Cells(names, columns, Places("rows", "row", np.arange(1, len(rows) + 1))))
+
+    def inputs(self, path: str) -> NewInputs:
+        """Return the rows of another table, which needs no target; their names are its lines."""
+        cells = read_cells(Path(path).expanduser())
+        x = self.encoding.rows(cells)
+        return NewInputs(self, path, [f"{cells.where.unit} {number}" for number in cells.where.numbers], x.__getitem__)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the training rows say of the columns, for checkpoints."""

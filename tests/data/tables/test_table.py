@@ -205,3 +205,16 @@ def test_parquet_is_read_through_pyarrow(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "rows.parquet").write_bytes(b"")
     with pytest.raises(DataError, match=r"row 3 of `.*`, column `x`: a value is missing"):
         Table(str(tmp_path / "rows.parquet"), "y").prepare_data()
+
+
+def test_new_rows_need_no_target_and_are_encoded_as_the_training_was(folder: Path) -> None:
+    data = ready(folder)
+    new = Table("gone.csv", target="sum")
+    new.load_state_dict(data.state_dict())
+    (folder / "new.csv").write_text("answer,colour,b,a\nyes,blue,1000.0,4.0\nno,violet,900,1\n")
+    inputs = new.inputs("new.csv")
+    assert inputs.names == ["line 2", "line 3"]
+    (x,) = inputs.predict_dataloader()
+    first = {"a": "4", "b": "1000", "colour": "blue", "answer": "yes"}
+    expected = data.prepare([first, {"a": "1", "b": "900", "colour": "violet", "answer": "no"}])
+    assert torch.equal(x, expected)
