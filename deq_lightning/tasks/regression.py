@@ -71,20 +71,22 @@ class Regression(SupervisedTask):
         """Return standardised numbers in the units of the data."""
         return outputs.to(self.target_mean) * self.target_std + self.target_mean
 
-    def answer(self, batch: Any, split: str) -> tuple[Tensor, Tensor, list[Equilibrium]]:
+    def answer(self, batch: Any, split: str) -> tuple[Tensor, Any, list[Equilibrium]]:
         """Return standardised predictions, and the targets of a batch of (inputs, targets), both (batch, targets)."""
         del split
         x, y = batch
         outputs, equilibria = self.net(x)
-        if y is None:
-            return outputs, y, equilibria
+        return outputs, None if y is None else self._checked(y, outputs), equilibria
+
+    def _checked(self, y: Tensor, outputs: Tensor) -> Tensor:
+        """Return the targets (batch, targets), of which there must be as many as outputs."""
         y = y.reshape(len(y), -1)
         if outputs.shape != y.shape or outputs.shape[1] != self.targets:
             raise CombinationError(
                 f"`{type(self.net).__name__}` must predict the {y.shape[1]} numbers of a sample, and `targets` be as "
                 f"many; got an answer {tuple(outputs.shape)} to {len(y)} samples, and `targets={self.targets}`."
             )
-        return outputs, _wide(y), equilibria
+        return _wide(y)
 
     def criterion(self, logits: Tensor, y: Tensor) -> Tensor:
         """Return the mean squared error of standardised targets."""
