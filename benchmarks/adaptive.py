@@ -29,7 +29,7 @@ from scipy.stats import spearmanr
 import deq_lightning
 
 ALL, NONE = "--model.net.variant all", "--model.net.variant none"
-JFB, NPG = "--gradient JFB", "--gradient NPG --gradient.k 8 --gradient.damping 0.9"
+JFB, NPG = "--gradient JFB", "--gradient NPG --gradient.k 6 --gradient.damping 0.9"
 ONE_STEP = "--gradient Unrolled --gradient.unroll_steps 1"
 ROWS = {
     "MIND": "",
@@ -38,7 +38,7 @@ ROWS = {
     "every layer": ALL,
     "MIND, JFB": JFB,
     "every layer, JFB": f"{ALL} {JFB}",
-    "MIND, NPG(8, 0.9)": NPG,
+    "MIND, NPG(6, 0.9)": NPG,
     "MIND, Implicit": "--gradient Implicit",
     "by entropy": "--model.net.variant fixed",
     **{f"MIND, price {price}": f"--model.cost_weight {price}" for price in (0, 0.1, 0.3, 1)},
