@@ -84,6 +84,7 @@ from .tasks import GraphClassification as GraphClassification
 from .tasks import ImageClassification as ImageClassification
 from .tasks import ImplicitTask as ImplicitTask
 from .tasks import LanguageModeling as LanguageModeling
+from .tasks import MultiLabel as MultiLabel
 from .tasks import NodeClassification as NodeClassification
 from .tasks import PolynomialToEnd as PolynomialToEnd
 from .tasks import Regression as Regression

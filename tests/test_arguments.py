@@ -143,6 +143,7 @@ REFUSED = {  # of each argument, the nearest value that is too small or outside 
     "pooling": 0,
     "head_width": 0,
     "introspection_widths": 0,
+    "threshold": 0.0,
     "thresholds": -1e-9,
     "explore": -1e-09,
     "choice_temperature": 0.0,
