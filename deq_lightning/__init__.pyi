@@ -14,6 +14,7 @@ from .data import Cityscapes as Cityscapes
 from .data import DataModule as DataModule
 from .data import Digits as Digits
 from .data import GraphDataModule as GraphDataModule
+from .data import Graphs as Graphs
 from .data import ImageFiles as ImageFiles
 from .data import ImageFolder as ImageFolder
 from .data import ImageNet as ImageNet

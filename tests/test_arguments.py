@@ -19,6 +19,7 @@ from deq_lightning import (
     Arrays,
     Broyden,
     DEQTransformer,
+    Graphs,
     ImageFolder,
     ImplicitGraphLayer,
     LanguageModeling,
@@ -151,6 +152,7 @@ REFUSED = {  # of each argument, the nearest value that is too small or outside 
 }
 MAY_BE_EMPTY = {"cutoffs", "introspection_widths", "thresholds"}
 SMALL = {  # what must be given, and what keeps the networks of millions of parameters small
+    Graphs: {"root": "graphs"},
     ImageFolder: {"root": "pictures"},
     TextFiles: {"root": "texts"},
     Table: {"path": "rows.csv", "target": "y"},
