@@ -98,10 +98,11 @@ def test_a_run_on_arrays(folder: Path) -> None:
     np.savez("rows.npz", x=x, y=x[:, :3] > 0)
     data = ["--data", "Arrays", "--data.path", "rows.npz", "--data.num_workers", "0", "--data.batch_size", "32"]
     model = ["--model", "MultiLabel", "--model.net", "EquilibriumMLP", "--model.net.width", "8"]
-    cli = main(
-        ["fit", *data, *model, *QUIET, "--name", "a", "--trainer.max_steps", "30", "--model.optimizer.lr", "0.03"]
-    )
-    trainer(folder, PredictionWriter("a.csv", probabilities=True)).predict(cli.model, cli.datamodule)
+    cli = main([*data, *model, *QUIET, "--model.optimizer.lr", "0.03"], run=False)
+    assert cli.model.num_classes == 3
+    run = trainer(folder, PredictionWriter("a.csv", probabilities=True), max_steps=30)
+    run.fit(cli.model, cli.datamodule)
+    run.predict(cli.model, cli.datamodule)
     rows = list(csv.DictReader(Path("a.csv").open()))
     assert len(rows) == 60
     right = [row[f"prediction_{label}"] == row[f"label_{label}"] for row in rows for label in range(3)]

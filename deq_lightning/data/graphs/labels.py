@@ -130,7 +130,7 @@ def _check_counts(count: int, counts: Mapping[str, int], labels: Tensor | None, 
     if counts and of_class.min() <= len(counts):
         rare = f"{unit} of class {int(of_class.argmin())}" if labels is not None else unit
         raise SplitError(
-            f"there must be {len(counts) + 1} {rare} or more, one for each split, got {int(of_class.min())}. Add some."
+            f"there must be {len(counts) + 1} or more {rare}, one for each split, got {int(of_class.min())}. Add some."
         )
     for name, size in counts.items():
         if size < least:

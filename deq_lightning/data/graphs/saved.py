@@ -135,11 +135,13 @@ def _made(name: str, values: Mapping[str, Any]) -> Saved:
 def _tensor(name: str, values: Mapping[str, Any], key: str) -> Tensor | None:
     """Return a value, which must be a tensor with its numbers in memory."""
     value = values.get(key)
-    if value is None or (
-        isinstance(value, Tensor) and value.layout == torch.strided and value.is_cpu and not value.is_complex()
-    ):
-        return value
-    raise DataError(f"`{key}` of `{name}` must be a dense tensor of real numbers, got {type(value).__name__}.")
+    if value is None:
+        return None
+    if not isinstance(value, Tensor) or value.layout != torch.strided or not value.is_cpu or value.is_complex():
+        raise DataError(f"`{key}` of `{name}` must be a dense tensor of real numbers, got {type(value).__name__}.")
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():  # it could fill any memory
+        raise DataError(f"`{key}` of `{name}` must have all its numbers in the file. Save `{key}.clone()`.")
+    return value
 
 
 def _numbers(name: str, key: str, value: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import csv
 import os
 import re
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import pytest
@@ -145,11 +146,18 @@ class Touches:
         return Path.touch, (Path("sprung"),)
 
 
+class Plain:
+    """Makes a graph without naming anything but its class."""
+
+    def __reduce__(self) -> tuple:
+        return Data, (torch.ones(2, 1), torch.tensor([[0], [1]]))
+
+
 class Loads:
     """Makes PyTorch Geometric load another file, by a class that it has declared to be safe."""
 
     def __reduce__(self) -> tuple:
-        return ClusterData, (graph(0), 2, False, ".")
+        return ClusterData, (Plain(), 2, False, ".")
 
 
 def test_trust_in_files_of_graphs_is_not_needed(folder: Path) -> None:
@@ -160,8 +168,11 @@ def test_trust_in_files_of_graphs_is_not_needed(folder: Path) -> None:
             torch.save(content, "trap.pt")
             with pytest.raises(DataError, match=f"^`trap.pt` names `{re.escape(name)}`, .* it was not run"):
                 ready("trap.pt")
+    torch.save({"state_dict": Loads()}, "other.ckpt")
+    with pytest.raises(UnpicklingError, match="ClusterData was not an allowed global"):
+        torch.load("other.ckpt", weights_only=True)
     before = torch.serialization.get_safe_globals()
-    assert not Path("sprung").exists() and ClusterData in before and Data in before
+    assert not Path("sprung").exists() and Data in before
     torch.load("part_2/metis.pt", weights_only=False)
     assert Path("sprung").exists()
 
@@ -187,6 +198,10 @@ def without(key: str) -> dict[str, Any]:
         (changed(x=torch.ones(6, 2)), "`x` of `a/003.pt` must have 3 features, as the graphs before it, got 2."),
         (changed(x=torch.full((6, 3), torch.nan)), "`x` of `a/003.pt` must be finite, got nan."),
         (changed(x="text"), "`x` of `a/003.pt` must be a dense tensor of real numbers, got str."),
+        (
+            changed(x=torch.ones(1, 1).expand(10**12, 3)),
+            "`x` of `a/003.pt` must have all its numbers in the file. Save",
+        ),
         (changed(edge_index=torch.ones(2, 1)), "`edge_index` of `a/003.pt` must be whole numbers (2, edges), got tor"),
         (changed(edge_index=torch.ones(1, 2).long()), "`edge_index` of `a/003.pt` must be whole numbers (2, edges)"),
         (changed(edge_index=torch.tensor([[0], [6]])), "`edge_index` of `a/003.pt` must be numbers of its nodes, 0 to"),
@@ -197,7 +212,7 @@ def without(key: str) -> dict[str, Any]:
         (changed(y=torch.tensor([5])), "`y` of `a/003.pt` must be classes numbered 0 to 2, as there are 3, got 5."),
         (changed(y=torch.tensor([-1])), "`y` of `a/003.pt` must be classes numbered 0 to 2, as there are 3, got -1."),
         (changed(y=torch.zeros(3)), "`y` of `a/003.pt` must be one class, or as of the other graphs one for each of"),
-        (changed(y=torch.tensor([2])), "there must be 3 graphs of class 2 or more, one for each split, got 1. Add"),
+        (changed(y=torch.tensor([2])), "there must be 3 or more graphs of class 2, one for each split, got 1. Add"),
         (7, "`a/003.pt` cannot be read as graphs, it is damaged or holds something else (a graph must be a `Data`"),
         ([], "`a/003.pt` must hold a graph or more, got none."),
     ],
