@@ -14,6 +14,7 @@ from .data import Cityscapes as Cityscapes
 from .data import DataModule as DataModule
 from .data import Digits as Digits
 from .data import GraphDataModule as GraphDataModule
+from .data import Graphs as Graphs
 from .data import ImageFiles as ImageFiles
 from .data import ImageFolder as ImageFolder
 from .data import ImageNet as ImageNet
@@ -84,6 +85,7 @@ from .tasks import GraphClassification as GraphClassification
 from .tasks import ImageClassification as ImageClassification
 from .tasks import ImplicitTask as ImplicitTask
 from .tasks import LanguageModeling as LanguageModeling
+from .tasks import MultiLabel as MultiLabel
 from .tasks import NodeClassification as NodeClassification
 from .tasks import PolynomialToEnd as PolynomialToEnd
 from .tasks import Regression as Regression

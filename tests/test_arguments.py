@@ -19,6 +19,7 @@ from deq_lightning import (
     Arrays,
     Broyden,
     DEQTransformer,
+    Graphs,
     ImageFolder,
     ImplicitGraphLayer,
     LanguageModeling,
@@ -143,6 +144,7 @@ REFUSED = {  # of each argument, the nearest value that is too small or outside 
     "pooling": 0,
     "head_width": 0,
     "introspection_widths": 0,
+    "threshold": 0.0,
     "thresholds": -1e-9,
     "explore": -1e-09,
     "choice_temperature": 0.0,
@@ -150,6 +152,7 @@ REFUSED = {  # of each argument, the nearest value that is too small or outside 
 }
 MAY_BE_EMPTY = {"cutoffs", "introspection_widths", "thresholds"}
 SMALL = {  # what must be given, and what keeps the networks of millions of parameters small
+    Graphs: {"root": "graphs"},
     ImageFolder: {"root": "pictures"},
     TextFiles: {"root": "texts"},
     Table: {"path": "rows.csv", "target": "y"},

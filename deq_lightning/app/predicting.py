@@ -41,9 +41,10 @@ class PredictTrainer(pl.Trainer):
             ckpt_path: the checkpoint.
             weights_only: as for Lightning.
             inputs: what to answer in place of the test samples: a folder of images at any depth, an image, an array
-                (.npy or .npz) of inputs as the model takes them, or for a model of text a file that it continues, `-`
-                for standard input. Labels are not needed; images are prepared as in the evaluation of the training.
-                What cannot be read is named at the end, with exit status 1.
+                (.npy or .npz) of inputs as the model takes them, a folder or a file of graphs (.pt), or for a model of
+                text a file that it continues, `-` for standard input. Labels are not needed; images and graphs are
+                prepared as in the evaluation of the training. What cannot be read is named at the end, with exit
+                status 1.
         """
         del inputs  # they are the data module's by now
         if isinstance(datamodule, NewInputs) and datamodule.note:

@@ -5,6 +5,7 @@ from .errors import SplitError as SplitError
 from .graphs.base import GraphDataModule as GraphDataModule
 from .graphs.chains import Chains as Chains
 from .graphs.karate import KarateClub as KarateClub
+from .graphs.own import Graphs as Graphs
 from .graphs.ppi import PPI as PPI
 from .graphs.tu import TUGraphs as TUGraphs
 from .images.benchmarks import CIFAR10 as CIFAR10

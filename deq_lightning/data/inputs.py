@@ -20,7 +20,7 @@ NUMBERS = "fiub"  # kinds of arrays that are numbers
 
 
 class NewInputs(Described):
-    """Data whose prediction samples are new ones: tensors, prepared as those that evaluation sees, with a name each.
+    """Data whose prediction samples are new ones: prepared as those that evaluation sees, with a name each.
 
     What cannot be read is left out of the batches, and named in `faults`.
 
@@ -28,15 +28,22 @@ class NewInputs(Described):
         data: the data module of the training, of whose classes and batch size these are.
         source: where they come from, for messages.
         names: name of each, such as the path of its file.
-        read: returns the tensor of the sample with a number; raises a DataError where there is none.
+        read: returns the sample with a number, such as a tensor; raises a DataError where there is none.
         note: what is to be said of them. None: nothing.
+        together: makes a batch of several, such as `torch.stack` of tensors.
 
     Raises:
         DataError: from the loader, if none can be read.
     """
 
     def __init__(
-        self, data: Described, source: str, names: Sequence[str], read: Callable[[int], Tensor], note: str | None = None
+        self,
+        data: Described,
+        source: str,
+        names: Sequence[str],
+        read: Callable[[int], Any],
+        note: str | None = None,
+        together: Callable[[list[Any]], Any] = torch.stack,
     ) -> None:
         super().__init__()
         self.data = data
@@ -44,6 +51,7 @@ class NewInputs(Described):
         self.names = names
         self.read = read
         self.note = note
+        self.together = together
         self.taken: list[int] = []  # number of each sample that was read, in the order of the batches
         self.faults: list[str] = []
 
@@ -87,22 +95,22 @@ class Batches:
         self.own = own
         self.size = size
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Any]:
         inputs = self.inputs
         with ThreadPoolExecutor(READERS) as readers:
             for start in range(0, len(self.own), self.size):
                 numbers = self.own[start : start + self.size]
                 read = dict(zip(numbers, readers.map(self._read, numbers), strict=True))
-                good = {number: one for number, one in read.items() if isinstance(one, Tensor)}
+                good = {number: one for number, one in read.items() if not isinstance(one, DataError)}
                 inputs.faults += [str(one) for one in read.values() if isinstance(one, DataError)]
                 inputs.taken += good
                 if good:
-                    yield torch.stack(list(good.values()))
+                    yield inputs.together(list(good.values()))
         if self.own and not inputs.taken:
             more = f" (and so it is with all {len(inputs.faults)} in `{inputs.source}`)" if len(self.own) > 1 else ""
             raise DataError(inputs.faults[0] + more)
 
-    def _read(self, number: int) -> Tensor | DataError:
+    def _read(self, number: int) -> Any:
         try:
             return self.inputs.read(number)
         except DataError as error:

@@ -31,9 +31,15 @@ class GraphTask(SupervisedTask):
     def counted(self, logits: Tensor, batch: Any, split: str) -> tuple[Tensor, Tensor]:
         """Return the logits and labels that count in a split."""
 
-    def answer(self, batch: Any, split: str) -> tuple[Tensor, Tensor, list[Equilibrium]]:
-        """Return the logits and labels that count."""
+    def has_labels(self, batch: Any) -> bool:
+        """Say whether graphs have labels."""
+        return batch.y is not None
+
+    def answer(self, batch: Any, split: str) -> tuple[Tensor, Any, list[Equilibrium]]:
+        """Return the logits and labels that count; of graphs without labels all."""
         logits, equilibria = self.net(batch)
+        if batch.y is None:
+            return logits, None, equilibria
         if len(logits) != len(batch.y):
             raise CombinationError(
                 f"`{type(self.net).__name__}` must predict {self.labels}, {len(batch.y)} in a batch of "

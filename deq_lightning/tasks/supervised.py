@@ -76,6 +76,10 @@ class SupervisedTask(ImplicitTask):
         del batch, equilibria
         return {}
 
+    def has_labels(self, batch: Any) -> bool:
+        """Say whether a batch of `predict` has labels; one that is a tensor has none."""
+        return not isinstance(batch, Tensor)
+
     def loss(self, batch: Any) -> tuple[Tensor, list[Equilibrium]]:
         """Return the loss of a training batch."""
         logits, y, equilibria = self.answer(batch, "train")
@@ -111,11 +115,11 @@ class SupervisedTask(ImplicitTask):
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """Return one value per row of the test split for each column, the solver's figures among them.
 
-        A batch that is a tensor has no labels; the table then says of each row whether its equilibrium was found.
+        Of a batch without labels the table says of each row whether its equilibrium was found.
         """
         del batch_idx, dataloader_idx
-        labelled = not isinstance(batch, Tensor)
-        batch = batch if labelled else (batch, None)
+        labelled = self.has_labels(batch)
+        batch = (batch, None) if isinstance(batch, Tensor) else batch
         logits, y, equilibria = self.answer(batch, "test")
         rows = self.sample_of(batch)
         of_samples = solver_columns(equilibria) | ({} if labelled else found_column(equilibria))
@@ -123,7 +127,7 @@ class SupervisedTask(ImplicitTask):
         return self.columns(logits, y) | {name: values[rows] for name, values in of_samples.items()}
 
     @torch.no_grad()
-    def predict(self, x: Tensor) -> dict[str, Any]:
+    def predict(self, x: Any) -> dict[str, Any]:
         """Return the table of predictions of a batch by column, in evaluation mode and without a trainer.
 
         Args:
