@@ -4,13 +4,16 @@ import importlib.util
 import inspect
 import pydoc
 import sys
+import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 LIBRARIES = ("deq_lightning", "torch.optim", "pytorch_lightning", "torchvision.transforms")
+ONE_LIST = threading.RLock()  # PyTorch has one list of safe classes in a process
 LONGEST = 2**20  # bytes of a file that a setting may name and whose content would be read as settings
 
 
@@ -140,3 +143,26 @@ def _has_names(found: Any) -> bool:
     if isinstance(found, dict):
         return not found.keys().isdisjoint(("class_path", "init_args")) or any(map(_has_names, found.values()))
     return isinstance(found, list) and any(map(_has_names, found))
+
+
+@contextmanager
+def only_plain(*classes: Any) -> Iterator[None]:
+    """Let `torch.load` unpickle tensors, plain data and these classes, and none that anybody has declared to be safe.
+
+    What a library declares need not be: PyTorch Geometric (2.8) has a class on that list which, when made, loads
+    another file in a way that runs code.
+
+    Args:
+        classes: those that may be made.
+    """
+    import torch
+
+    with ONE_LIST:
+        before = torch.serialization.get_safe_globals()
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals([*classes])
+        try:
+            yield
+        finally:
+            torch.serialization.clear_safe_globals()
+            torch.serialization.add_safe_globals(before)

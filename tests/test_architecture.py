@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "estimators": {*LEAVES, "solvers", "gradients", "models"},
     "samples": {"perron"},
     "tasks": {*LEAVES, "samples", "solvers", "gradients", "estimators", "models"},
-    "data": {"configured", "perron", "samples"},
+    "data": {"configured", "perron", "samples", "trust"},
     "callbacks": {*LEAVES, "solvers", "gradients", "estimators", "models", "tasks"},
     "app": {*LEAVES, "samples", "solvers", "gradients", "estimators", "models", "tasks", "data", "callbacks"},
     "cli": {"app"},

@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import torch
 
 from deq_lightning.configured import class_path, described
-from deq_lightning.trust import foreign_names, unfolded
+from deq_lightning.trust import foreign_names, only_plain, unfolded
 
 
 def save_plain_hyperparameters(task: pl.LightningModule) -> None:
@@ -38,10 +38,10 @@ def check_hyperparameters(path: Any, cls: type, given: Iterable[str]) -> None:
     """
     if hasattr(path, "read"):
         position = path.tell()
+    with only_plain():
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    if hasattr(path, "read"):
         path.seek(position)
-    else:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     for part in ("hyper_parameters", "hparams", "module_arguments"):
         found = checkpoint.get(part) or {}
         own = {"_class_path": f"{cls.__module__}.{cls.__qualname__}", "_instantiator": INSTANTIATOR}

@@ -13,7 +13,7 @@ from pytorch_lightning.cli import instantiate_module
 from deq_lightning.gradients import GradientStrategy
 from deq_lightning.tasks.base import ImplicitTask
 from deq_lightning.tasks.hparams import INSTANTIATOR, RECIPE
-from deq_lightning.trust import foreign_names, unfolded
+from deq_lightning.trust import foreign_names, only_plain, unfolded
 
 
 def load(path: str | Path, trust_config: bool = False, **options: Any) -> Any:
@@ -64,7 +64,8 @@ def read_plain(path: str | Path) -> Any:
         ValueError: if it is truncated, of another kind, or holds more than plain data.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with only_plain():
+            return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise
     except pickle.UnpicklingError as error:

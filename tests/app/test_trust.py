@@ -5,12 +5,14 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import pytest
 import torch
 import yaml
 
+import deq_lightning
 from deq_lightning import ImageClassification
 from deq_lightning.app.found import found_config
 from deq_lightning.app.storage import LocalCheckpoints
@@ -284,3 +286,17 @@ def test_trust_keeps_runs_in_their_folder(name: str, folder: Path, capsys: pytes
     if name:  # an empty name is none
         assert "--name" in refused(["fit", *arguments], capsys)
         assert list(folder.iterdir()) == []
+
+
+class Declared:
+    """A class that a library has declared to be safe."""
+
+
+def test_trust_ignores_what_others_declare_to_be_safe(folder: Path) -> None:
+    torch.save({"state_dict": {}, "hyper_parameters": {"net": Declared()}}, "other.ckpt")
+    with torch.serialization.safe_globals([Declared]):
+        assert isinstance(torch.load("other.ckpt", weights_only=True)["hyper_parameters"]["net"], Declared)
+        for load in (deq_lightning.load, ImageClassification.load_from_checkpoint):
+            with pytest.raises((ValueError, UnpicklingError), match="not loaded|was not an allowed global"):
+                load("other.ckpt")
+        assert Declared in torch.serialization.get_safe_globals()

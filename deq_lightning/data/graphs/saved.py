@@ -1,10 +1,8 @@
 """Graphs in files of PyTorch, read without running anything that the files may name."""
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from threading import Lock
 from typing import Any, NamedTuple
 
 import torch
@@ -14,12 +12,12 @@ from torch_geometric.data.data import DataEdgeAttr, DataTensorAttr
 from torch_geometric.data.storage import GlobalStorage
 
 from deq_lightning.data.errors import DataError, DatasetNotFoundError, brief
+from deq_lightning.trust import only_plain
 
 SUFFIX = ".pt"
 MASKS = ("train_mask", "val_mask", "test_mask")
 KNOWN = (Data, GlobalStorage, DataEdgeAttr, DataTensorAttr)  # what a saved `Data` names beside tensors
 SAVE_PLAIN = "Save it by `torch.save({'x': x, 'edge_index': edge_index, 'y': y}, FILE)`"
-ONE_LIST = Lock()  # PyTorch has one list of classes for all threads
 
 
 class Saved(NamedTuple):
@@ -52,23 +50,6 @@ class Widths(NamedTuple):
         return cls(graph.x.shape[1], 0 if attributes is None else attributes.flatten(1).shape[1])
 
 
-@contextmanager
-def only_graphs() -> Iterator[None]:
-    """Let PyTorch unpickle tensors and `Data`, and none of the classes that anybody has declared to be safe.
-
-    Among those of PyTorch Geometric is one that, when made, loads another file in a way that runs code.
-    """
-    with ONE_LIST:
-        before = torch.serialization.get_safe_globals()
-        torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals([*KNOWN])
-        try:
-            yield
-        finally:
-            torch.serialization.clear_safe_globals()
-            torch.serialization.add_safe_globals(before)
-
-
 def read_graphs(path: Path, name: str | None = None) -> list[Saved]:
     """Return the graphs of a file: one or a list, each a `Data` of PyTorch Geometric, or a dictionary of its tensors.
 
@@ -82,7 +63,7 @@ def read_graphs(path: Path, name: str | None = None) -> list[Saved]:
     """
     name = name or str(path)
     try:
-        with only_graphs():
+        with only_plain(*KNOWN):
             content = torch.load(path, map_location="cpu", weights_only=True)
         several = isinstance(content, list | tuple)
         found = [_values(one) for one in (content if several else [content])]
