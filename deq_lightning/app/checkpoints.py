@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningDataModule
 from pytorch_lightning.trainer.connectors.checkpoint_connector import _CheckpointConnector
 from torch import nn
 
@@ -89,23 +88,6 @@ def restoring(path: str | Path | None) -> Iterator[None]:
             f"`{path}` is damaged: its state cannot be restored ({type(error).__name__}: {reason:.200}). Use another "
             f"one of that run, or start a new run from its weights: `--weights {path}`."
         ) from error
-
-
-def restored(data: LightningDataModule, checkpoint: Mapping[str, Any] | None) -> LightningDataModule:
-    """Give data the state that a checkpoint has of it; Lightning does so too, but when the sizes are settled.
-
-    Raises:
-        UsageError: if the state is damaged.
-    """
-    state = None if checkpoint is None else checkpoint.get(type(data).__qualname__)
-    try:
-        if state:
-            data.load_state_dict(state)
-    except DataError:
-        raise
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise UsageError(f"the checkpoint's state of the data is damaged ({error!r:.200}). Use another one.") from error
-    return data
 
 
 RESTORE = {

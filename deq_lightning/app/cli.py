@@ -11,7 +11,7 @@ from jsonargparse import Namespace
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from deq_lightning.app.beginning import begin, with_logger_folder, write_to
-from deq_lightning.app.checkpoints import check_fits, load_weights, read_checkpoint, restored, restoring
+from deq_lightning.app.checkpoints import check_fits, load_weights, read_checkpoint, restoring
 from deq_lightning.app.commands import LIGHTNINGS, OWN, OwnTrainer
 from deq_lightning.app.configs import ConfigByName
 from deq_lightning.app.continuing import check_continues, check_optimizer, go_on_with, other_splits
@@ -181,9 +181,9 @@ class DEQCLI(LightningCLI):
 
     def _fit_to_data(self, config: Namespace) -> None:
         """Build the data, and make the settings of task and network those for what it is."""
-        self.datamodule, inputs = restored(self._build_one("data", config), self.checkpoint), config.get("inputs")
+        self.datamodule, inputs = self._build_one("data", config), config.get("inputs")
         name = type(self.datamodule).__name__
-        self.samples = described(self.datamodule, needed=not self.printing and inputs is None)
+        self.samples = described(self.datamodule, self.checkpoint, needed=not self.printing and inputs is None)
         filled = []
         if self.samples is not None:
             check_task(class_of(config.model), self.samples, name)

@@ -1,7 +1,7 @@
 """`python -m deq_lightning predict`: the test samples, or new ones without labels."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -76,22 +76,33 @@ def check_inputs(args: Sequence[str]) -> None:
         raise UsageError(f"`--inputs` is for `predict`; `{args[0]}` needs samples with labels. Type `--data` for it.")
 
 
-def described(data: Any, needed: bool) -> Samples | None:
-    """Return what the data says of its samples.
+def described(data: Any, checkpoint: Mapping[str, Any] | None, needed: bool) -> Samples | None:
+    """Give data the state that a checkpoint has of it, and return what it says of its samples.
+
+    Lightning gives it its state as well, but when the sizes are settled.
 
     Args:
         data: the data module.
+        checkpoint: the checkpoint, if there is one.
         needed: whether the data must be there: to print a config, or for new inputs, they need not.
 
     Raises:
         DataError: if they are not.
+        UsageError: if the state is damaged.
     """
+    state = (checkpoint or {}).get(type(data).__qualname__)
     try:
+        if state:
+            data.load_state_dict(state)
         return samples_of(data)
     except DataError:
         if needed:
             raise
         return None
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        if not state:
+            raise
+        raise UsageError(f"the checkpoint's state of the data is damaged ({error!r:.200}). Use another one.") from error
 
 
 def new_inputs(data: Any, inputs: str | None) -> Any:

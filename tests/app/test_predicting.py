@@ -13,9 +13,8 @@ from support.runs import QUIET
 
 import deq_lightning
 from deq_lightning import ImageFolder, KarateClub
-from deq_lightning.app.checkpoints import restored
 from deq_lightning.app.messages import UsageError
-from deq_lightning.app.predicting import name_faults, new_inputs
+from deq_lightning.app.predicting import described, name_faults, new_inputs
 from deq_lightning.cli import main
 from deq_lightning.data import DataError
 
@@ -146,4 +145,4 @@ def test_inputs_are_for_predict_and_for_data_that_can(capsys: pytest.CaptureFixt
 def test_a_damaged_state_is_a_line() -> None:
     data = ImageFolder("gone")
     with pytest.raises(UsageError, match="the checkpoint's state of the data is damaged"):
-        restored(data, {"ImageFolder": {"size": 3}})
+        described(data, {"ImageFolder": {"size": 3}}, needed=True)
