@@ -66,6 +66,10 @@ from .models import NeuralODE as NeuralODE
 from .models import RecursiveReasoner as RecursiveReasoner
 from .models import Segment as Segment
 from .models import Shared as Shared
+from .operators import Blur as Blur
+from .operators import Downsampling as Downsampling
+from .operators import Mask as Mask
+from .operators import Operator as Operator
 from .solvers import GMRES as GMRES
 from .solvers import Anderson as Anderson
 from .solvers import Broyden as Broyden
