@@ -12,6 +12,7 @@ from .data import Arrays as Arrays
 from .data import Chains as Chains
 from .data import Cityscapes as Cityscapes
 from .data import DataModule as DataModule
+from .data import Degraded as Degraded
 from .data import Digits as Digits
 from .data import GraphDataModule as GraphDataModule
 from .data import ImageFiles as ImageFiles
