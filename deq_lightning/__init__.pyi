@@ -48,7 +48,9 @@ from .models import IGNN as IGNN
 from .models import MDEQ as MDEQ
 from .models import MIND as MIND
 from .models import MON as MON
+from .models import DEGradient as DEGradient
 from .models import DenseFPN as DenseFPN
+from .models import DEProx as DEProx
 from .models import DEQTransformer as DEQTransformer
 from .models import Equilibrium as Equilibrium
 from .models import EquilibriumMLP as EquilibriumMLP
