@@ -93,6 +93,7 @@ from .tasks import ImplicitTask as ImplicitTask
 from .tasks import LanguageModeling as LanguageModeling
 from .tasks import NodeClassification as NodeClassification
 from .tasks import PolynomialToEnd as PolynomialToEnd
+from .tasks import Reconstruction as Reconstruction
 from .tasks import Regression as Regression
 from .tasks import SemanticSegmentation as SemanticSegmentation
 from .tasks import StepsToEnd as StepsToEnd

@@ -18,7 +18,9 @@ from deq_lightning import (
     Anderson,
     Arrays,
     Broyden,
+    Degraded,
     DEQTransformer,
+    Digits,
     ImageFolder,
     ImplicitGraphLayer,
     LanguageModeling,
@@ -145,12 +147,18 @@ REFUSED = {  # of each argument, the nearest value that is too small or outside 
     "introspection_widths": 0,
     "thresholds": -1e-9,
     "explore": -1e-09,
+    "std": 0.0,
+    "kernel_size": 0,
+    "missing": -1e-09,
+    "factor": 0,
+    "ssim_std": 0.0,
     "choice_temperature": 0.0,
     "final_choice_temperature": 0.0,
 }
 MAY_BE_EMPTY = {"cutoffs", "introspection_widths", "thresholds"}
 SMALL = {  # what must be given, and what keeps the networks of millions of parameters small
     ImageFolder: {"root": "pictures"},
+    Degraded: {"images": Digits()},
     TextFiles: {"root": "texts"},
     Table: {"path": "rows.csv", "target": "y"},
     Arrays: {"path": "rows.npz"},

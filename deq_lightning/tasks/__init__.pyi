@@ -8,6 +8,7 @@ from .graphs import GraphClassification as GraphClassification
 from .graphs import NodeClassification as NodeClassification
 from .language import LanguageModeling as LanguageModeling
 from .loading import load as load
+from .reconstruction import Reconstruction as Reconstruction
 from .regression import Regression as Regression
 from .schedules import CosineToEnd as CosineToEnd
 from .schedules import PolynomialToEnd as PolynomialToEnd
