@@ -4,7 +4,7 @@
 
 Rows of networks are `digits_upg_deblur` with something changed, fitted and then scaled as whole processes; runs that
 are in the JSON file already are not run again. The table has the mean PSNR of the test images in decibel: that of the
-command, and that after fixed numbers of evaluations of the cell, without a stop, from Aᵀ y. Of the classical methods,
+command, and that after fixed numbers of steps of plain iteration from Aᵀ y. Of the classical methods,
 weights are chosen on the validation images.
 """
 
@@ -47,11 +47,12 @@ def fitted(changes: str, seed: int) -> dict[str, Any]:
         printed = command(f"fit --config {CONFIG} --seed_everything {seed} {changes}", folder)
         seconds = time.perf_counter() - start
         best = Path(folder, *re.findall(r"^best checkpoint: (\S+)", printed, re.M))
-        # The network as a map that is iterated, however it was trained; JFB adds one evaluation to the solver's.
-        plain = "--gradient JFB --model.net.solver FixedPointIteration --rtol 0"
-        command(f"scale --ckpt_path {best} {plain} --budgets {[n - 1 for n in BUDGETS]}".replace(", ", ","), folder)
+        # The network as a map that is iterated, however it was trained. The solver's last evaluation measures the state
+        # that it returns, and JFB's takes the step.
+        plain = "--gradient JFB --model.net.solver FixedPointIteration --model.net.solver.keep last --rtol 0"
+        command(f"scale --ckpt_path {best} {plain} --budgets {BUDGETS}".replace(", ", ","), folder)
         with best.with_name("scale.csv").open() as file:
-            budgets = {int(row["budget"]) + 1: float(row["test_psnr"]) for row in csv.DictReader(file)}
+            budgets = {int(row["budget"]): float(row["test_psnr"]) for row in csv.DictReader(file)}
         (reached,) = re.findall(r"test_psnr ([\d.]+)", printed)
         return {"psnr": float(reached), "seconds": seconds, "budgets": budgets}
 
@@ -119,11 +120,11 @@ def reached(found: Tensor, wanted: Tensor) -> float:
 
 
 def picture(runs: Mapping[str, Mapping[str, Any]]) -> Any:
-    """Return PSNR over evaluations."""
+    """Return PSNR over steps."""
     figure, ((axes,),) = grid(1, 1, 6.0, 4.0)
     for name, run in runs.items():
         axes.plot([int(n) for n in run["budgets"]], run["budgets"].values(), "o-", label=name)
-    axes.set(xscale="log", xlabel="evaluations of the cell", ylabel="test PSNR in decibel")
+    axes.set(xscale="log", xlabel="steps of the iteration", ylabel="test PSNR in decibel")
     axes.legend(fontsize=7)
     return figure
 

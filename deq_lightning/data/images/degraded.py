@@ -94,9 +94,8 @@ class Degraded(DataModule):
             if (given := getattr(self.images, name)) is not None:
                 plain = given.dataset if isinstance(given, SeededDraws) else given  # one stream is for both
                 seen = Observed(plain, self.in_range, self.operator, self.noise)
-                setattr(
-                    self, name, SeededDraws(seen, self.seed if split == "train" else derive_seed(self.seed, number))
-                )
+                seed = self.seed if split == "train" else derive_seed(self.seed, number)
+                setattr(self, name, SeededDraws(seen, seed))
 
     def in_range(self, image: Tensor) -> Tensor:
         """Return an image of `images` in [0, 1]."""
