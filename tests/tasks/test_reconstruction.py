@@ -108,7 +108,6 @@ def test_the_command_line_hands_the_operator_of_the_data_to_the_network(folder: 
 def test_another_operator_of_the_network_is_refused_in_a_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for flags, message in (
         (["--model.net.operator", "Mask"], "`operator` of the network must be"),
-        (["--data.images", "KarateClub"], "which `KarateClub` has not"),
         (["--model", "ImageClassification", "--model.net", "MDEQ"], "Type `--model Reconstruction`"),
     ):
         with pytest.raises((SystemExit, UsageError)):

@@ -78,8 +78,7 @@ def test_every_pair_of_states_comes_nearer_at_any_step_length(kind: type[Learned
     assert 0 < net.eta < 2 and (factor <= stated + 1e-12).all()
 
 
-@BOTH
-@pytest.mark.parametrize("contraction", [False, True])
+@pytest.mark.parametrize(("kind", "contraction"), [(DEGradient, False), (DEProx, True)])
 def test_it_converges_at_the_start_and_after_twenty_steps(kind: type[LearnedRegulariser], contraction: bool) -> None:
     net, y, x = (
         made(kind, contraction=contraction, rtol=1e-4).float(),
