@@ -133,7 +133,7 @@ def print_table(plain: Mapping[str, float], runs: Mapping[str, Mapping[str, Any]
     """Print a row for every method."""
     print(f"| | PSNR | seconds | {' | '.join(map(str, BUDGETS))} |\n|{'---|' * (len(BUDGETS) + 3)}")
     for name, value in plain.items():
-        print(f"| {name} | {value:.2f} | | {' | ' * len(BUDGETS)}")
+        print(f"| {name} | {value:.2f} |{' |' * (len(BUDGETS) + 1)}")
     for name, run in runs.items():
         budgets: Sequence[float] = list(run["budgets"].values())
         shown = " | ".join(f"{value:.2f}" for value in budgets)
