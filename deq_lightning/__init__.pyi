@@ -12,6 +12,7 @@ from .data import Arrays as Arrays
 from .data import Chains as Chains
 from .data import Cityscapes as Cityscapes
 from .data import DataModule as DataModule
+from .data import Degraded as Degraded
 from .data import Digits as Digits
 from .data import GraphDataModule as GraphDataModule
 from .data import Graphs as Graphs
@@ -48,7 +49,9 @@ from .models import IGNN as IGNN
 from .models import MDEQ as MDEQ
 from .models import MIND as MIND
 from .models import MON as MON
+from .models import DEGradient as DEGradient
 from .models import DenseFPN as DenseFPN
+from .models import DEProx as DEProx
 from .models import DEQTransformer as DEQTransformer
 from .models import Equilibrium as Equilibrium
 from .models import EquilibriumMLP as EquilibriumMLP
@@ -67,6 +70,10 @@ from .models import NeuralODE as NeuralODE
 from .models import RecursiveReasoner as RecursiveReasoner
 from .models import Segment as Segment
 from .models import Shared as Shared
+from .operators import Blur as Blur
+from .operators import Downsampling as Downsampling
+from .operators import Mask as Mask
+from .operators import Operator as Operator
 from .solvers import GMRES as GMRES
 from .solvers import Anderson as Anderson
 from .solvers import Broyden as Broyden
@@ -88,6 +95,7 @@ from .tasks import LanguageModeling as LanguageModeling
 from .tasks import MultiLabel as MultiLabel
 from .tasks import NodeClassification as NodeClassification
 from .tasks import PolynomialToEnd as PolynomialToEnd
+from .tasks import Reconstruction as Reconstruction
 from .tasks import Regression as Regression
 from .tasks import SemanticSegmentation as SemanticSegmentation
 from .tasks import StepsToEnd as StepsToEnd

@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from deq_lightning.operators import Operator
 from deq_lightning.perron import ROUNDING as ROUNDING
 
 IMAGES = "images with a class each"
@@ -19,6 +20,7 @@ TEXT = "a text"
 PUZZLES = "puzzles with a label for each position"
 IMAGE_NUMBERS = "images with numbers to predict"
 IMAGE_LABELS = "images with several labels each"
+RECONSTRUCTION = "images with the image to be found"
 ROWS = "rows of numbers with a class each"
 ROW_NUMBERS = "rows of numbers with numbers to predict"
 ROW_LABELS = "rows of numbers with several labels each"
@@ -36,7 +38,7 @@ class Samples:
 
     Args:
         kind: inputs and labels in words: one of the constants beside this class, or your own words.
-        channels: channels of an image or of a row of numbers.
+        channels: channels of an image or of a row of numbers; of the image to be found, where that is wanted.
         size: height and width of every image in pixels, or of every puzzle; one length for a row. Of puzzles that come
             in several sizes, that of the training puzzles.
         features: numbers per input, such as a node or a row; for an image they follow from `channels` and `size`.
@@ -44,6 +46,7 @@ class Samples:
         targets: numbers to predict; each is one output of the network, whose outputs `num_classes` counts.
         words: words in the vocabulary.
         perron: bound on the Perron-Frobenius eigenvalue of the adjacency of every graph.
+        operator: what an input was made with, of the image to be found.
     """
 
     kind: str
@@ -54,6 +57,7 @@ class Samples:
     targets: int | None = None
     words: int | None = None
     perron: float | None = None
+    operator: Operator | None = None
 
     @property
     def shape(self) -> tuple[int, ...] | None:
@@ -95,7 +99,8 @@ class Samples:
         """Return two all-zero samples if their shape is known: from one alone PyTorch refuses some statistics."""
         if self.kind in OF_ROWS and self.shape is None and self.features is not None:
             return torch.zeros(2, self.features)
-        return None if self.shape is None else torch.zeros(2, *self.shape)
+        example = None if self.shape is None else torch.zeros(2, *self.shape)
+        return example if self.operator is None or example is None else self.operator(example)
 
 
 @runtime_checkable

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "deq_lightning"
-LEAVES = {"state", "configured", "files", "perron", "precision", "trust"}
+LEAVES = {"state", "configured", "files", "operators", "perron", "precision", "trust"}
 MAY_IMPORT = {
     "state": set(),
     "configured": set(),
     "files": {"configured"},
+    "operators": {"configured"},
     "perron": set(),
     "precision": set(),
     "trust": set(),
@@ -18,9 +19,9 @@ MAY_IMPORT = {
     "gradients": {*LEAVES, "solvers"},
     "models": {*LEAVES, "solvers", "gradients"},
     "estimators": {*LEAVES, "solvers", "gradients", "models"},
-    "samples": {"perron"},
+    "samples": {"operators", "perron"},
     "tasks": {*LEAVES, "samples", "solvers", "gradients", "estimators", "models"},
-    "data": {"configured", "perron", "samples", "trust"},
+    "data": {"configured", "operators", "perron", "samples", "trust"},
     "callbacks": {*LEAVES, "solvers", "gradients", "estimators", "models", "tasks"},
     "app": {*LEAVES, "samples", "solvers", "gradients", "estimators", "models", "tasks", "data", "callbacks"},
     "cli": {"app"},

@@ -1,5 +1,6 @@
 """Fit task and network to the data: fill in what was not typed, refuse what cannot fit."""
 
+import json
 import math
 import os
 import pydoc
@@ -16,13 +17,15 @@ from torch import Tensor
 from deq_lightning.app.messages import UsageError
 from deq_lightning.app.names import families
 from deq_lightning.app.translation import in_brief, with_flag, with_flags
-from deq_lightning.configured import CombinationError, RunError
+from deq_lightning.configured import CombinationError, RunError, described
 from deq_lightning.data import DataError
 from deq_lightning.estimators.modes import evaluating, solving
+from deq_lightning.operators import Operator
 from deq_lightning.samples import OF_ROWS, WITH_ONE_ANSWER, Samples
 from deq_lightning.tasks import ImplicitTask
 
 ONE_EVALUATION = {"max_steps": 1, "eval_max_steps": None}
+DATA = ("data.init_args", "data.init_args.images.init_args")
 PLACES = {"model.net": "model.init_args.net.init_args", "model": "model.init_args"}  # by the flags that lead there
 
 
@@ -54,7 +57,18 @@ def fill_sizes(config: Namespace, typed: Namespace, samples: Samples, data: str)
             if name in own and name not in given:
                 own[name] = value
                 filled.append(f"--{flag}.{name}={value}")
+        if "operator" in own and samples.operator is not None:
+            filled.append(_fill_operator(own, theirs, samples.operator, data, f"--{flag}.operator"))
     return filled
+
+
+def _fill_operator(own: Namespace, typed: Any, operator: Operator, data: str, flag: str) -> str:
+    """Give a network the operator of the data; return the flag that does the same."""
+    settings = described(operator)
+    if typed.get("operator") is not None and (given := own.operator.as_dict()) != settings:
+        raise UsageError(f"`operator` of the network must be {settings} for `{data}`, got {given}. Leave it out.")
+    own["operator"] = Namespace({**settings, "init_args": Namespace(settings["init_args"])})
+    return f"{flag}={json.dumps(settings)}"
 
 
 def follow_seed(config: Namespace, typed: Namespace) -> None:
@@ -64,10 +78,12 @@ def follow_seed(config: Namespace, typed: Namespace) -> None:
         config: of the subcommand, with every default; changed.
         typed: what of it was typed or read from a config.
     """
-    seed, own = config.get("seed_everything"), config.get("data.init_args")
-    given = typed.get("seed_everything") is not None and typed.get("data.init_args.seed") is None
-    if given and own is not None and "seed" in own and isinstance(seed, int) and not isinstance(seed, bool):
-        own["seed"] = seed
+    seed = config.get("seed_everything")
+    for place in DATA:
+        own = config.get(place)
+        given = typed.get("seed_everything") is not None and typed.get(f"{place}.seed") is None
+        if given and own is not None and "seed" in own and isinstance(seed, int) and not isinstance(seed, bool):
+            own["seed"] = seed
 
 
 def callbacks_of(trainer: Namespace) -> list[Namespace]:

@@ -11,12 +11,14 @@ from typing import IO, Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import BasePredictionWriter
 from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
 
 from deq_lightning.configured import CombinationError, RunError
 from deq_lightning.files import replacing
 
 Columns = dict[str, list[Any]]
 LINES = ".jsonl"
+PICTURE = "picture"
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -30,18 +32,21 @@ class PredictionWriter(BasePredictionWriter):
             of JSON for each row instead. None: `predictions.csv` beside the checkpoint, or in the current folder. With
             several processes each writes its own, `predictions-1.csv` and so on.
         probabilities: whether each row also has the probability of every class, `probability_NAME`.
+        pictures: whether each row also has a picture, `INDEX.png` in a folder named as the file without its ending: of
+            an image that was found, with the observation on its left and, where it is known, the image on its right.
 
     Raises:
         ValueError: if `path` is a folder.
-        CombinationError: while it runs, if `probabilities` are wanted and the task has none.
+        CombinationError: while it runs, if `probabilities` or `pictures` are wanted and the task has none.
     """
 
-    def __init__(self, path: str | None = None, probabilities: bool = False) -> None:
+    def __init__(self, path: str | None = None, probabilities: bool = False, pictures: bool = False) -> None:
         super().__init__(write_interval="batch")
         if path is not None and (not path or Path(path).is_dir()):
             raise ValueError(f"`path` must be a file, got {path or repr(path)}. Add a name, such as predictions.csv.")
         self.path = path
         self.probabilities = probabilities
+        self.pictures = pictures
         self.rows = 0
         self._open = ExitStack()
         self._write: Callable[[Columns, bool], None]
@@ -55,6 +60,8 @@ class PredictionWriter(BasePredictionWriter):
         """Open a draft of the file."""
         if self.probabilities:
             pl_module.every_probability = True  # type: ignore[assignment]
+        if self.pictures:
+            pl_module.every_picture = True  # type: ignore[assignment]
         self.rows = 0
         path = self.file(trainer)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +84,8 @@ class PredictionWriter(BasePredictionWriter):
         del batch, batch_idx
         data = getattr(trainer, "datamodule", None)
         sets, classes = getattr(data, "test_names", ()), _classes(data, pl_module)
-        columns = _named({name: values.tolist() for name, values in prediction.items()}, classes)
+        own = {name: values.tolist() for name, values in prediction.items() if name != PICTURE}
+        columns = _named(own, classes)
         if self.probabilities:
             columns = _spread(columns, classes, type(pl_module).__name__)
         count = len(next(iter(columns.values())))
@@ -89,6 +97,8 @@ class PredictionWriter(BasePredictionWriter):
             columns = {"index": list(batch_indices), **facts, **columns}
         else:  # rows are nodes or words
             columns = {"index": list(range(self.rows, self.rows + count)), **columns}
+        if self.pictures:
+            _draw(prediction, columns["index"], self.file(trainer).with_suffix(""), type(pl_module).__name__)
         if sets:
             columns = {"set": [sets[dataloader_idx]] * count, **columns}
         self._write(columns, self.rows == 0)
@@ -104,6 +114,15 @@ class PredictionWriter(BasePredictionWriter):
         """Give the draft up; a table from before stays as it was."""
         del trainer, pl_module
         self._open.__exit__(type(exception), exception, exception.__traceback__)
+
+
+def _draw(prediction: Mapping[str, Tensor], indices: Sequence[int], folder: Path, task: str) -> None:
+    """Write the pictures of a batch."""
+    if PICTURE not in prediction:
+        raise CombinationError(f"`pictures` need images that are found, which `{task}` has not. Leave them out.")
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, picture in zip(indices, prediction[PICTURE], strict=True):
+        to_pil_image(picture.cpu()).save(folder / f"{index}.png")
 
 
 def _table(file: IO[str]) -> Callable[[Columns, bool], None]:

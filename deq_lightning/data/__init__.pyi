@@ -13,6 +13,7 @@ from .images.benchmarks import CIFAR100 as CIFAR100
 from .images.benchmarks import MNIST as MNIST
 from .images.benchmarks import SVHN as SVHN
 from .images.cityscapes import Cityscapes as Cityscapes
+from .images.degraded import Degraded as Degraded
 from .images.digits import Digits as Digits
 from .images.dots import RandomDots as RandomDots
 from .images.files import ImageFiles as ImageFiles

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, cast
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.data import suggested_max_num_workers
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from deq_lightning.configured import whole, within
@@ -56,6 +57,11 @@ class Described(pl.LightningDataModule, ABC):
     @property
     def file_names(self) -> Sequence[str] | None:
         """Path of each sample that `predict` sees, in their order, where each is a file; known after `setup`."""
+        return None
+
+    @property
+    def moments(self) -> tuple[Tensor, Tensor] | None:
+        """Mean and standard deviation, (channels, 1, 1), that images in [0, 1] were normalised with; after `setup`."""
         return None
 
     @property

@@ -10,6 +10,8 @@ from .graphs.classifiers import IGNNNodeClassifier as IGNNNodeClassifier
 from .graphs.classifiers import IGNNSkipNodeClassifier as IGNNSkipNodeClassifier
 from .graphs.layers import IGNN as IGNN
 from .graphs.layers import ImplicitGraphLayer as ImplicitGraphLayer
+from .inverse.unrolled_prior import DEGradient as DEGradient
+from .inverse.unrolled_prior import DEProx as DEProx
 from .language.mind import MINDTransformer as MINDTransformer
 from .language.transformer import DEQTransformer as DEQTransformer
 from .language.transformer import LanguageOutput as LanguageOutput

@@ -9,6 +9,7 @@ from .graphs import NodeClassification as NodeClassification
 from .language import LanguageModeling as LanguageModeling
 from .loading import load as load
 from .multilabel import MultiLabel as MultiLabel
+from .reconstruction import Reconstruction as Reconstruction
 from .regression import Regression as Regression
 from .schedules import CosineToEnd as CosineToEnd
 from .schedules import PolynomialToEnd as PolynomialToEnd

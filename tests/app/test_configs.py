@@ -20,6 +20,7 @@ QUICK = {
     "sudoku4_recursive",
     "dots_mind",
     "digits_upg",
+    "digits_upg_deblur",
     "cifar_npg",
     "mnist_jfb_conv",
     "mnist_implicit_mon_conv",
@@ -121,7 +122,8 @@ def quick(dataset: str, content: dict[str, Any]) -> list[str]:
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_its_name_says_what_it_holds(config: Path) -> None:
     content = yaml.safe_load(config.read_text())
-    data = content["data"].get("init_args", {}).get("name", content["data"]["class_path"])
+    own = content["data"].get("init_args", {})
+    data = own.get("name", own.get("images", content["data"])["class_path"])
     name = config.stem.replace("prefix_sums", "prefixsums").replace("maze_hard", "mazehard")
     dataset, strategy, *_ = name.replace("sudoku_extreme", "sudoku").split("_")
     assert data.lower().replace("pythondocs", "pydocs").replace("random", "").startswith(dataset.rstrip("46"))

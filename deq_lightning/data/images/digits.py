@@ -4,6 +4,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from deq_lightning.configured import at_least, renamed
@@ -66,6 +67,11 @@ class Digits(DataModule):
     def samples(self) -> Samples:
         """Description of the images."""
         return Samples(IMAGES, channels=1, size=(8, 8), classes=CLASSES)
+
+    @property
+    def moments(self) -> tuple[Tensor, Tensor] | None:
+        """Mean and standard deviation of the training pixels; known after `setup`."""
+        return self.view.moments
 
     def setup(self, stage: str | None = None) -> None:
         """Split and normalise the images, whatever the stage."""

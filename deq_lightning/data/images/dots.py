@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from deq_lightning.configured import sizes, within
@@ -90,6 +91,12 @@ class RandomDots(DataModule):
     def class_names(self) -> Sequence[str]:
         """Names of the directions."""
         return list(DIRECTIONS)
+
+    @property
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation that make −1 and 1 of black and white."""
+        half = torch.full((2, 1, 1), 0.5)
+        return half, half
 
     @property
     def sample_columns(self) -> Mapping[str, Sequence[int]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
+import torch
 from PIL import Image
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from sklearn.model_selection import train_test_split
@@ -141,6 +142,12 @@ class ImageFiles(DataModule):
         self.root = root
         self.val_size = val_size
         self.prefetch_factor = prefetch_factor
+
+    @property
+    def moments(self) -> tuple[Tensor, Tensor] | None:
+        """Mean and standard deviation of the channels."""
+        mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
+        return mean, std
 
     @abstractmethod
     def _read(self, split: str) -> Any:

@@ -144,6 +144,11 @@ class ImageFolder(DataModule):
         header = self.view.header
         return Samples(IMAGES, channels=header.channels, size=header.size, classes=len(self.class_names))
 
+    @property
+    def moments(self) -> tuple[Tensor, Tensor] | None:
+        """Mean and standard deviation of the channels; those of the checkpoint, if one was loaded."""
+        return self.view.moments
+
     def prepare_data(self) -> None:
         """List the files and read their headers, so that a fault stops the run at its start."""
         _ = self._images, self._header

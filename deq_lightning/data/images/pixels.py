@@ -99,7 +99,8 @@ class View:
         self.resize = resize
         self.files = files
         if moments is not None:
-            self.moments = tuple(torch.tensor(values)[:, None, None] for values in moments)
+            mean, std = (torch.tensor(values)[:, None, None] for values in moments)
+            self.moments = mean, std
 
     def __call__(self, path: str | Path) -> Tensor:
         """Return the normalised values of an image file."""
@@ -127,7 +128,7 @@ class View:
         return (image - mean) / std
 
     @cached_property
-    def moments(self) -> tuple[Tensor, ...]:
+    def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation, (channels, 1, 1); the latter is 1 where all pixels are alike."""
         chosen = self.files[:: math.ceil(len(self.files) / COUNTED)]
         totals = torch.zeros(3, self.header.channels, dtype=torch.float64)

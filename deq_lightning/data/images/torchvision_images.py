@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from sklearn.model_selection import train_test_split
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 from torchvision import datasets, transforms
 
@@ -95,6 +96,12 @@ class TorchvisionImages(DataModule):
         while hasattr(images, "dataset"):  # parts and augmentations are wrapped around it
             images = images.dataset
         return getattr(images, "classes", None)
+
+    @property
+    def moments(self) -> tuple[Tensor, Tensor] | None:
+        """Mean and standard deviation of the channels."""
+        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return mean, std
 
     def prepare_data(self) -> None:
         """Download missing files if allowed, and read both splits, so that a bad file stops the run at its start."""

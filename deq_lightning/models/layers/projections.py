@@ -1,7 +1,12 @@
 """Bringing weights back to where a model is well-posed; in place, and without waiting for the device."""
 
+import math
+
 import torch
 from torch import Tensor
+
+FREQUENCIES = 12  # along each axis; between them the norm rises by 7 % at most
+SQUARINGS = 4  # of 32 channels the bound is then 6 % too high at most
 
 
 def clamp_singular_values_(weight: Tensor, bound: float) -> None:
@@ -9,6 +14,34 @@ def clamp_singular_values_(weight: Tensor, bound: float) -> None:
     full = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))  # there is no half-precision one
     left, values, right = torch.linalg.svd(full, full_matrices=False)
     weight.data.copy_((left * values.clamp_max(bound)) @ right)
+
+
+def clamp_convolution_(weight: Tensor, bound: float) -> None:
+    """Shrink the kernels of a convolution (out, in, 3, 3) until its spectral norm is `bound` or less."""
+    weight.data.mul_((bound / convolution_norm(weight)).clamp_max(1))
+
+
+def convolution_norm(weight: Tensor) -> Tensor:
+    """Return an upper bound of the spectral norm of a convolution (out, in, 3, 3) on images of any size.
+
+    Beyond the edges of the image is either nothing or the image again. The bound is that of the matrices that the
+    convolution is at `FREQUENCIES`² frequencies, and what their norms can rise to in between.
+
+    References:
+        Delattre et al., "Efficient bound of Lipschitz constant for convolutional layers by Gram iteration", ICML 2023.
+        Ehlich and Zeller, "Schwankung von Polynomen zwischen Gitterpunkten", Math. Zeitschrift 86, 1964.
+    """
+    full = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
+    if full.shape[0] < full.shape[1]:
+        full = full.transpose(0, 1)  # the smaller product of the two
+    matrices = torch.fft.rfft2(full, s=(FREQUENCIES, FREQUENCIES)).movedim((2, 3), (0, 1))
+    power, log = matrices.mH @ matrices, full.new_zeros(matrices.shape[:2])
+    for _ in range(SQUARINGS):  # ‖M‖² ≤ ‖(Mᴴ M)ⁿ‖_F^(1/n)
+        size = torch.linalg.matrix_norm(power).clamp_min(torch.finfo(full.dtype).tiny)
+        power, log = power / size[..., None, None], log + size.log()
+        power, log = power @ power, 2 * log
+    log = (log + torch.linalg.matrix_norm(power).log()) / 2 ** (SQUARINGS + 1)
+    return log.amax().exp().to(weight) / math.cos(math.pi / FREQUENCIES) ** 2
 
 
 def average_over_processes(value: Tensor) -> Tensor:

@@ -1,0 +1,1 @@
+"""Inverse problems: an image is found of which an observation is given."""
