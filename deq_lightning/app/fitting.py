@@ -173,7 +173,9 @@ def check_task(task: ImplicitTask | type[ImplicitTask], samples: Samples, data: 
     if samples.kind in own.takes:  # with other arguments
         raise CombinationError(f"`{own.__name__}` takes {samples.kind}, as `{data}` has, {own.takes_others}.")
     tasks: list[Any] = families()["model"]
-    others = [one.__name__ for one in tasks if samples.kind in one.takes]
+    others = [one for one in tasks if samples.kind in one.takes]
+    # The plainest of them: those that derive from it add something that nobody has asked for.
+    others = [one.__name__ for one in others if not any(issubclass(one, other) for other in others if other is not one)]
     advice = f" Type `--model {others[0]}`, or another `--data`." if others else " Type another `--data`."
     raise UsageError(f"`{own.__name__}` takes {' or '.join(task.takes)}, and `{data}` has {samples.kind}.{advice}")
 

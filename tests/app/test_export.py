@@ -59,6 +59,7 @@ def test_onnx_answers_for_batches_of_any_size(best: str, capsys: pytest.CaptureF
     assert "`EquilibriumReasoner` with `Anderson` has operations that ONNX lacks" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_has_no_tensors_as_inputs_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = ["fit", "--config", "karate_upg", "--trainer.max_steps", "1", "--test_after_fit", "false"]
     main([*run, "--name", "run", *QUIET])
