@@ -60,4 +60,7 @@ def test_a_typing_error_names_its_flag(typed: str, said: str, folder: Path, caps
 def test_a_network_that_is_missing_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["fit", "--model", "ImageClassification", "--data", "Digits"])
-    assert "missing: `--model.net`. Type `--model.net NAME`. Known: DEQTransformer, " in capsys.readouterr().err
+    assert (
+        "missing: `--model.net`. Type `--model.net NAME`. Known: DEGradient, DEProx, DEQTransformer, "
+        in capsys.readouterr().err
+    )
