@@ -141,7 +141,6 @@ REFUSED = {  # of each argument, the nearest value that is too small or outside 
     "iterations_weight": -1e-9,
     "share_weight": -1e-9,
     "layers_weight": -1e-9,
-    "final_temperature": 0.0,
     "warmup_epochs": -1,
     "pooling": 0,
     "head_width": 0,

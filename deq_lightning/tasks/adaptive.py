@@ -5,8 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from deq_lightning.configured import above
-from deq_lightning.models import Equilibrium, Network
+from deq_lightning.models import Equilibrium
 from deq_lightning.models.language.transformer import LanguageOutput, Segment
 from deq_lightning.tasks.charges import ChoosingTask
 from deq_lightning.tasks.classification import Batch, ImageClassification
@@ -14,54 +13,14 @@ from deq_lightning.tasks.language import LanguageModeling
 
 
 class AdaptiveClassification(ChoosingTask, ImageClassification):
-    r"""Classifies images, and charges the model for the layers that it turns on.
-
-    The loss is :math:`L + \lambda\,\frac1B \sum_i [\beta \sum_l m_{il} w_l K_{il} / K_{\max} + \gamma \sum_l w_l
-    m_{il} + \delta \sum_l m_{il}]`, where L is the criterion, :math:`m_{il}` whether layer l is on for sample i,
-    :math:`K_{il}` the steps of its solver out of at most :math:`K_{\max}`, and :math:`w_l` the layer's share of what a
-    step of all costs. The gradient goes through m alone. (The paper does not define the first term; this is our
-    choice.)
+    """Classifies images, and charges the model for the layers that it turns on: `MIND`.
 
     Logs, besides what `ImageClassification` does, `val_layers` and `test_layers`, the mean number of layers that are
-    on, and `val_mflops` and `test_mflops`, the mean of millions of floating-point operations; predictions have columns
-    of these. A layer's steps count where it is on, as do the evaluations of the strategy after the solve.
-
-    Args:
-        net: the model: `MIND`.
-        cost_weight: λ, 0 or more.
-        iterations_weight: β, 0 or more.
-        share_weight: γ, 0 or more.
-        layers_weight: δ, 0 or more.
-        temperature: of the relaxed choice at the start of a run, above 0.
-        final_temperature: that at its end, above 0; linear in between. A run without an end stays at the first.
-        warmup_epochs: epochs in which the introspection network does not learn, and chooses as it was initialised, and
-            then as many in which it learns alone, before both learn. 0: none.
-        options: those of `ImageClassification` and of `ImplicitTask`.
-
-    Raises:
-        ValueError: if an argument is out of its range.
-        CombinationError: if the model cannot choose.
-
-    References:
-        Mathur, Pearlmutter and Plis, "MIND over body: adaptive thinking using dynamic computation", ICLR 2025, Eq. 5.
+    on, and `val_mflops` and `test_mflops`, the mean of the millions of floating-point operations that an answer took,
+    those of convolutions and linear layers: the solver's steps where a layer is on, and what the strategy evaluates
+    after the solve. Predictions have columns of both. Arguments are those of `ChoosingTask`, then of
+    `ImageClassification`.
     """
-
-    def __init__(
-        self,
-        net: Network,
-        cost_weight: float = 0.6,
-        iterations_weight: float = 0.2,
-        share_weight: float = 0.2,
-        layers_weight: float = 0.1,
-        temperature: float = 1.0,
-        final_temperature: float = 0.5,
-        warmup_epochs: int = 0,
-        **options: Any,
-    ) -> None:
-        super().__init__(net, **options)
-        above(0, temperature=temperature, final_temperature=final_temperature)
-        temperatures = (temperature, final_temperature)
-        self.charge(cost_weight, iterations_weight, share_weight, layers_weight, temperatures, warmup_epochs)
 
     def answer(self, batch: Batch, split: str) -> tuple[Tensor, Tensor, list[Equilibrium]]:
         """Return all logits and labels of a batch of (images, labels)."""
@@ -81,50 +40,14 @@ class AdaptiveClassification(ChoosingTask, ImageClassification):
 
 
 class AdaptiveLanguageModeling(ChoosingTask, LanguageModeling):
-    """Predicts the next word, and charges the model for the fixed points that it turns on.
+    """Predicts the next word, and charges the model for the fixed points that it turns on: `MINDTransformer`.
 
-    The loss, and `train_loss`, is that of `AdaptiveClassification` with streams for samples and the mean of −log p for
-    L. The figures that it logs besides those of `LanguageModeling` are the same, with the operations of a stream's
-    segment, and so are the columns of the words by which `predict` continues a text.
-
-    Args:
-        net: the model: `MINDTransformer`.
-        cost_weight: λ, 0 or more.
-        iterations_weight: β, 0 or more.
-        share_weight: γ, 0 or more.
-        layers_weight: δ, 0 or more.
-        choice_temperature: of the relaxed choice at the start of a run, above 0.
-        final_choice_temperature: that at its end, above 0; linear in between. A run without an end stays at the first.
-        warmup_epochs: epochs in which the introspection network rests, and then as many in which it learns alone,
-            before both learn. 0: none.
-        options: those of `LanguageModeling` and of `ImplicitTask`.
-
-    Raises:
-        ValueError: if an argument is out of its range.
-        CombinationError: if the model cannot choose.
-
-    References:
-        Mathur, Pearlmutter and Plis, "MIND over body: adaptive thinking using dynamic computation", ICLR 2025, Eq. 5.
+    Streams are the samples. The figures that it logs besides those of `LanguageModeling` are those of
+    `AdaptiveClassification`, with the operations of a stream's segment, and so are the columns of the words by which
+    `predict` continues a text. Arguments are those of `ChoosingTask`, then of `LanguageModeling`.
     """
 
     example = "MINDTransformer"
-
-    def __init__(
-        self,
-        net: Network,
-        cost_weight: float = 0.6,
-        iterations_weight: float = 0.2,
-        share_weight: float = 0.2,
-        layers_weight: float = 0.1,
-        choice_temperature: float = 1.0,
-        final_choice_temperature: float = 0.5,
-        warmup_epochs: int = 0,
-        **options: Any,
-    ) -> None:
-        super().__init__(net, **options)
-        above(0, choice_temperature=choice_temperature, final_choice_temperature=final_choice_temperature)
-        temperatures = (choice_temperature, final_choice_temperature)
-        self.charge(cost_weight, iterations_weight, share_weight, layers_weight, temperatures, warmup_epochs)
 
     def read(self, segment: Segment) -> tuple[LanguageOutput, list[Equilibrium]]:
         """Return what the network makes of a segment, and keep what it chose."""

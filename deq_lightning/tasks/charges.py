@@ -8,40 +8,58 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from deq_lightning.configured import CombinationError, at_least, whole
-from deq_lightning.models import Equilibrium
+from deq_lightning.configured import CombinationError, above, at_least, whole
+from deq_lightning.models import Equilibrium, Network
 from deq_lightning.tasks.base import ImplicitTask
 
 
 class ChoosingTask(ImplicitTask):
-    """Charges a model for the layers that it turns on; a base beside that of a kind of target.
+    r"""Charges a model for the layers that it turns on; a base beside that of a kind of target, which comes after it.
 
-    A subclass calls `charge` once in its constructor, keeps the choice of each answer in `choice`, and adds `cost` to
-    the loss of training.
+    The loss is :math:`L + \lambda\,\frac1B \sum_i [\beta \sum_l m_{il} w_l K_{il} / K_{\max} + \gamma \sum_l w_l
+    m_{il} + \delta \sum_l m_{il}]`, where L is that of the other base, :math:`m_{il}` whether layer l is on for sample
+    i, :math:`K_{il}` the steps of its solver out of at most :math:`K_{\max}`, and :math:`w_l` the layer's share of what
+    a step of all costs. The gradient goes through m alone. (The paper does not define the first term; this is our
+    choice.)
+
+    A subclass keeps the choice of each answer in `choice`, and adds `cost` to the loss of training.
+
+    Args:
+        net: a model that chooses, with `think`.
+        cost_weight: λ, 0 or more.
+        iterations_weight: β, 0 or more.
+        share_weight: γ, 0 or more.
+        layers_weight: δ, 0 or more.
+        choice_temperature: of the relaxed choice at the start of a run, above 0.
+        final_choice_temperature: that at its end, above 0; linear in between. A run without an end stays at the first.
+        warmup_epochs: epochs in which the introspection network does not learn, and chooses as it was initialised, and
+            then as many in which it learns alone, before both learn. 0: none.
+        options: those of the other base.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+        CombinationError: if the model cannot choose.
+
+    References:
+        Mathur, Pearlmutter and Plis, "MIND over body: adaptive thinking using dynamic computation", ICLR 2025, Eq. 5.
     """
 
     net: Any
     example = "MIND"
 
-    def charge(
+    def __init__(
         self,
-        cost_weight: float,
-        iterations_weight: float,
-        share_weight: float,
-        layers_weight: float,
-        temperatures: tuple[float, float],
-        warmup_epochs: int,
+        net: Network,
+        cost_weight: float = 0.6,
+        iterations_weight: float = 0.2,
+        share_weight: float = 0.2,
+        layers_weight: float = 0.1,
+        choice_temperature: float = 1.0,
+        final_choice_temperature: float = 0.5,
+        warmup_epochs: int = 0,
+        **options: Any,
     ) -> None:
-        """Say what is charged.
-
-        Args:
-            cost_weight: λ of all charges.
-            iterations_weight: β of the share of steps out of the largest number of them.
-            share_weight: γ of a layer's share of the cost of one step of all.
-            layers_weight: δ of a layer.
-            temperatures: of the relaxed choice at the start and at the end of a run.
-            warmup_epochs: epochs in which introspection rests, and then as many in which it learns alone.
-        """
+        super().__init__(net, **options)
         at_least(
             0,
             cost_weight=cost_weight,
@@ -49,13 +67,14 @@ class ChoosingTask(ImplicitTask):
             share_weight=share_weight,
             layers_weight=layers_weight,
         )
+        above(0, choice_temperature=choice_temperature, final_choice_temperature=final_choice_temperature)
         whole(0, warmup_epochs=warmup_epochs)
-        if not hasattr(self.net, "think"):
-            own, given = type(self).__name__, type(self.net).__name__
+        if not hasattr(net, "think"):
+            own, given = type(self).__name__, type(net).__name__
             raise CombinationError(f"`{own}` needs a model that chooses, such as `{self.example}`, got `{given}`.")
         self.cost_weight = cost_weight
         self.weights = (iterations_weight, share_weight, layers_weight)
-        self.temperatures = temperatures
+        self.temperatures = (choice_temperature, final_choice_temperature)
         self.warmup_epochs = warmup_epochs
         self.choice = torch.empty(0, 0)  # (batch, layers) of the batch that was answered last
 

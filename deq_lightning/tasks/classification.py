@@ -84,21 +84,9 @@ class Classification(SupervisedTask):
 
 
 class ImageClassification(Classification):
-    """Classifies images, and reports the accuracy.
+    """Classifies images, and nothing else: `Classification` with the arguments and figures that it has.
 
-    Logs `train_loss`, `solver_steps` and `solver_residual` every step, and `val_loss`, `val_acc`, `test_loss`,
-    `test_acc` over whole splits, with the solver's figures there under the same prefixes.
-
-    Args:
-        net: the model; maps images to logits.
-        criterion: the loss, `cross_entropy` or, as for the first MNIST networks of the JFB paper, `squared_error`: the
-            mean square of the distance of the logits to the one-hot label.
-        evaluate_in_train_mode: whether validation and test leave dropout and batch statistics as in training, as the
-            code of the JFB paper does; not for results of your own.
-        options: those of `ImplicitTask`, from `optimizer` on.
-
-    Raises:
-        ValueError: if the criterion is not known, or `penalty` is wanted with `compile` or without an equilibrium.
+    Saved configs and checkpoints hold this name.
     """
 
     takes = (IMAGES,)

@@ -93,7 +93,7 @@ def test_the_temperature_falls_along_a_line(folder: Path) -> None:
             self.values.append(task.net.temperature)
 
     seen = Seen()
-    one = task(temperature=2.0, final_temperature=1.0)
+    one = task(choice_temperature=2.0, final_choice_temperature=1.0)
     trainer(folder, seen, max_steps=5, enable_checkpointing=False).fit(one, loader(20))
     assert seen.values == pytest.approx([2.0, 1.8, 1.6, 1.4, 1.2])
 
@@ -176,8 +176,8 @@ def test_a_resumed_run_is_the_uninterrupted_one(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": 0.0}, "`temperature` must be above 0"),
-        ({"final_temperature": -1.0}, "`final_temperature` must be above 0"),
+        ({"choice_temperature": 0.0}, "`choice_temperature` must be above 0"),
+        ({"final_choice_temperature": -1.0}, "`final_choice_temperature` must be above 0"),
         ({"cost_weight": -0.1}, "`cost_weight` must be 0 or more"),
         ({"layers_weight": -0.1}, "`layers_weight` must be 0 or more"),
         ({"warmup_epochs": -1}, "`warmup_epochs` must be 0 or more"),
