@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from deq_lightning.configured import described, given_arguments
 from deq_lightning.gradients import UPG, GradientStrategy
@@ -173,6 +174,23 @@ class ImplicitModel(Network):
         if len(rows) == 0:
             return resting(rest, rows, solved=not self.gradient.unrolled)
         return embedded(self.equilibrium(injection_of(u, rows, len(taking_part))), rows, rest)
+
+    def by_choice(self, u: Any, on: Tensor) -> tuple[Any, Equilibrium]:
+        """Solve for the samples that are on, and return the state, which for the others is `initial_state(u)`.
+
+        In training all are solved, because the gradient of a choice needs to know both outcomes: the state is on the
+        line between them.
+
+        Args:
+            u: the injection.
+            on: (batch,) 1 or 0, which may have a gradient.
+        """
+        one = self.equilibrium(u) if self.training else self.equilibrium_of(u, on > 0)
+
+        def between(off: Tensor, z: Tensor) -> Tensor:
+            return torch.lerp(off, z.to(off), on.view(-1, *[1] * (off.ndim - 1)).to(off))
+
+        return tree_map(between, self.initial_state(u), one.z), one
 
     def _solve_together(self, f: CellMap, z0: State, solver: Solver) -> tuple[State, Solution | None]:
         one = Together(f, z0)

@@ -188,8 +188,7 @@ def _value(part: Any, x: Entering, on: Tensor | None) -> tuple[Tensor, list[Equi
         on: (streams,) 1 where it is iterated, else 0. None: for no stream, ever.
     """
     u = part.inject(x)
-    off = part.initial_state(u)
     if on is None:
-        return part.readout(off), []
-    one = part.equilibrium(u) if part.training else part.equilibrium_of(u, on > 0)
-    return part.readout(torch.lerp(off, one.z.to(off), on[:, None, None].to(off))), [one]
+        return part.readout(part.initial_state(u)), []
+    z, one = part.by_choice(u, on)
+    return part.readout(z), [one]

@@ -145,7 +145,9 @@ class MIND(Network):
         for place, stage in enumerate(self.stages):
             h = stage(self.pool(h)) if place else first
             if self.layers:
-                h, equilibrium = self._iterated(self.layers[place], h, choice[:, place])
+                layer: Any = self.layers[place]
+                z, equilibrium = layer.by_choice(layer.inject(h), choice[:, place])
+                h = layer.readout(z)
                 equilibria.append(equilibrium)
         return Thought(self.head(self.pool(h)), equilibria, choice)
 
@@ -168,13 +170,6 @@ class MIND(Network):
             assert isinstance(stage, Stage)
             seen.append(stage.glance(self.pool(seen[-1])))
         return seen
-
-    def _iterated(self, layer: Any, h: Tensor, on: Tensor) -> tuple[Tensor, Equilibrium]:
-        """Return the activations after a fixed-point layer, and its equilibrium."""
-        u = layer.inject(h)
-        one = layer.equilibrium(u) if self.training else layer.equilibrium_of(u, on > 0)
-        off, z = layer.readout(layer.initial_state(u)), layer.readout(one.z)
-        return torch.lerp(off, z, on[:, None, None, None]), one
 
     def flops(self, height: int, width: int) -> Flops:
         """Return what images of a size cost."""
