@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import Any, ClassVar, cast
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.data import suggested_max_num_workers
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from deq_lightning.configured import whole, within
-from deq_lightning.data.errors import DataError
+from deq_lightning.data.errors import DataError, SplitError, brief
 from deq_lightning.data.order import EpochShuffle, TrainLoader
 from deq_lightning.samples import Samples
 
@@ -31,6 +32,32 @@ def check_sizes(minimum: int = 1, **sizes: Size | None) -> None:
 def samples_in(size: Size, total: int, rounding: Callable[[float], int] = math.ceil) -> int:
     """Return the number of samples that `size` stands for, out of `total`."""
     return rounding(size * total) if isinstance(size, float) else size
+
+
+def drawn(
+    count: int, sizes: Mapping[str, int], seed: int, labels: Sequence[Any] | np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Return the numbers of the samples of each split, ascending; what those of `sizes` leave trains.
+
+    Args:
+        count: samples in all.
+        sizes: of the other splits, by their names.
+        seed: fixes the choice, 0 or more.
+        labels: (count,) class of each: every split holds them in the same proportions. None: any are chosen.
+
+    Raises:
+        SplitError: if a size does not fit the classes.
+    """
+    from sklearn.model_selection import train_test_split  # takes a second
+
+    rest, parts = np.arange(count), {}
+    for name in sorted(sizes):  # "test" first: it does not depend on `val_size`
+        stratify = None if labels is None else np.asarray(labels)[rest]
+        try:
+            rest, parts[name] = train_test_split(rest, test_size=sizes[name], stratify=stratify, random_state=seed)
+        except ValueError as error:
+            raise SplitError(f"`{name}_size` does not fit the classes ({brief(error)}). Set another.") from error
+    return {name: np.sort(numbers) for name, numbers in {"train": rest, **parts}.items()}
 
 
 class Described(pl.LightningDataModule, ABC):

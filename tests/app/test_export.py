@@ -9,20 +9,6 @@ from support.runs import QUIET
 import deq_lightning
 from deq_lightning.cli import main
 
-DATA = [
-    *("--data", "PrefixSums", "--data.length", "4", "--data.train_size", "8", "--data.val_size", "2"),
-    *("--data.test_size", "4", "--data.test_lengths", "[6]", "--data.batch_size", "4"),
-]
-NET = [*("--model.net", "EquilibriumReasoner", "--model.net.width", "8", "--model.net.solver", "FixedPointIteration")]
-FIT = ["fit", "--model", "DensePrediction", *DATA, *NET, "--trainer.max_epochs", "1", "--test_after_fit", "false"]
-
-
-@pytest.fixture
-def best(folder: Path) -> str:
-    """A checkpoint of a short run."""
-    main([*FIT, "--name", "run", *QUIET])
-    return str(folder / "checkpoints/run/best.ckpt")
-
 
 def expected(path: str, steps: int, x: torch.Tensor) -> torch.Tensor:
     task = deq_lightning.load(path)
@@ -34,9 +20,9 @@ def expected(path: str, steps: int, x: torch.Tensor) -> torch.Tensor:
 def test_a_program_answers_for_batches_of_any_size(best: str, capsys: pytest.CaptureFixture[str]) -> None:
     main(["export", "--ckpt_path", best, "--steps", "5", *QUIET])
     line = capsys.readouterr().out.splitlines()[-1]
-    assert line.startswith(f"{Path(best).with_name('model.pt2')}: input (batch, 1, 6), 5 solver steps; differs from")
+    assert line.startswith(f"{Path(best).with_name('model.pt2')}: input (batch, 1, 4), 5 solver steps; differs from")
     program = torch.export.load(Path(best).with_name("model.pt2")).module()
-    x = torch.randn(7, 1, 6)
+    x = torch.randn(7, 1, 4)
     torch.testing.assert_close(program(x), expected(best, 5, x))
     with pytest.raises(SystemExit) as end:
         main(["export", "--ckpt_path", best, "--steps", "0"])
@@ -49,7 +35,7 @@ def test_onnx_answers_for_batches_of_any_size(best: str, capsys: pytest.CaptureF
     pytest.importorskip("onnxscript")
     main(["export", "--ckpt_path", best, "--to", "onnx", "--steps", "3", "--output", "own/model.onnx", *QUIET])
     session = onnxruntime.InferenceSession("own/model.onnx", providers=["CPUExecutionProvider"])
-    x = torch.randn(7, 1, 6)
+    x = torch.randn(7, 1, 4)
     (answer,) = session.run(None, {"input": x.numpy()})
     torch.testing.assert_close(torch.as_tensor(answer), expected(best, 3, x), rtol=1e-4, atol=1e-5)
     capsys.readouterr()

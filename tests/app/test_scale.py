@@ -6,26 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.runs import QUIET, TINY
+from support.runs import BITS, QUIET, TINY
 
 import deq_lightning
 from deq_lightning import FixedPointIteration, PrefixSums
 from deq_lightning.cli import main
 from deq_lightning.tasks.restarts import votes
-
-DATA = [
-    *("--data", "PrefixSums", "--data.length", "4", "--data.train_size", "8", "--data.val_size", "2"),
-    *("--data.test_size", "4", "--data.test_lengths", "[4, 6]", "--data.batch_size", "4"),
-]
-NET = [*("--model.net", "EquilibriumReasoner", "--model.net.width", "8", "--model.net.solver", "FixedPointIteration")]
-FIT = ["fit", "--model", "DensePrediction", *DATA, *NET, "--trainer.max_epochs", "1", "--test_after_fit", "false"]
-
-
-@pytest.fixture
-def best(folder: Path) -> str:
-    """A checkpoint of a short run."""
-    main([*FIT, "--name", "run", *QUIET])
-    return str(folder / "checkpoints/run/best.ckpt")
 
 
 def table(path: Path) -> list[dict[str, str]]:
@@ -103,7 +89,7 @@ def test_any_task_with_an_equilibrium(folder: Path) -> None:
 def test_bad_input_is_one_line(
     folder: Path, typed: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    net = ["--model", "DensePrediction", *DATA, *NET, "--ckpt_path", "null"]
+    net = [*BITS, "--ckpt_path", "null"]
     with pytest.raises(SystemExit) as ended:
         main(["scale", *net, *typed, *QUIET])
     error = capsys.readouterr().err

@@ -18,6 +18,14 @@ TINY = [
 ]
 """Arguments that make the digits run take a second or two, with every source of randomness in it."""
 
+BITS = [
+    *("--model", "DensePrediction", "--model.net", "EquilibriumReasoner", "--model.net.width", "8"),
+    *("--model.net.solver", "FixedPointIteration", "--data", "PrefixSums", "--data.length", "4"),
+    *("--data.train_size", "8", "--data.val_size", "2", "--data.test_size", "4", "--data.test_lengths", "[4, 6]"),
+    *("--data.batch_size", "4"),
+]
+"""Task, network and data of a run on strings of 4 bits, with test sets of 4 and 6."""
+
 SMALL = dict(in_channels=1, channels=(4,), groups=2, expansion=2, head_channels=(2,), final_channels=8, dropout=0.2)
 
 

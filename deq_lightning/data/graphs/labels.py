@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deq_lightning.data.base import Size, samples_in
-from deq_lightning.data.errors import DataError, SplitError, brief
+from deq_lightning.data.base import Size, drawn, samples_in
+from deq_lightning.data.errors import DataError, SplitError
 from deq_lightning.data.graphs.saved import MASKS, Saved
 from deq_lightning.samples import GRAPHS, NODE_LABELS, NODES
 
@@ -110,18 +110,9 @@ def split(count: int, sizes: Mapping[str, Size], seed: int, labels: Tensor | Non
     Raises:
         SplitError: if the sizes do not fit.
     """
-    from sklearn.model_selection import train_test_split  # takes a second
-
     counts = {name: samples_in(size, count) for name, size in sizes.items()}
     _check_counts(count, counts, labels, unit)
-    rest, parts = np.arange(count), {}
-    for name in sorted(counts):  # "test" first, which does not depend on `val_size`
-        stratify = None if labels is None else labels.numpy()[rest]
-        try:
-            rest, parts[name] = train_test_split(rest, test_size=counts[name], stratify=stratify, random_state=seed)
-        except ValueError as error:
-            raise SplitError(f"`{name}_size` does not fit the classes ({brief(error)}). Set another.") from error
-    return {name: np.sort(numbers) for name, numbers in {"train": rest, **parts}.items()}
+    return drawn(count, counts, seed, None if labels is None else labels.numpy())
 
 
 def _check_counts(count: int, counts: Mapping[str, int], labels: Tensor | None, unit: str) -> None:

@@ -5,10 +5,9 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from sklearn.model_selection import train_test_split
 from torchvision.datasets.folder import make_dataset
 
-from deq_lightning.data.base import Size, samples_in
+from deq_lightning.data.base import Size, drawn, samples_in
 from deq_lightning.data.errors import DatasetNotFoundError, SplitError, brief
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -164,18 +163,11 @@ def split_off(listing: Listing, val_size: Size, test_size: Size, seed: int) -> L
     sizes = {split: samples_in(size, len(rest)) for split, size in wanted.items() if split not in listing}
     classes = Counter(label for _, label in rest)
     _check_sizes(classes, sizes)
-    parts = dict(listing)
-    for split, size in sizes.items():
-        try:
-            rest, part = train_test_split(
-                rest, test_size=size, stratify=[label for _, label in rest], random_state=seed
-            )
-        except ValueError as error:
-            raise SplitError(f"the images cannot be split ({brief(error)}). Set a smaller `{split}_size=N`.") from error
-        parts[split] = sorted(part)
-    for name in sorted(set(classes) - {label for _, label in rest}):
+    numbers = drawn(len(rest), sizes, seed, [label for _, label in rest])
+    parts = {split: sorted(rest[number] for number in chosen) for split, chosen in numbers.items()}
+    for name in sorted(set(classes) - {label for _, label in parts["train"]}):
         raise SplitError(f"no image of class `{name}` is left to train on. Add some, or set smaller sizes.")
-    return parts | {"train": sorted(rest)}
+    return {**listing, **parts}
 
 
 def _check_sizes(classes: Counter[str], sizes: dict[str, int]) -> None:

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from deq_lightning.data.base import Size, samples_in
-from deq_lightning.data.errors import SplitError, brief
+from deq_lightning.data.base import Size, drawn, samples_in
+from deq_lightning.data.errors import SplitError
 from deq_lightning.data.tables.reading import Column, shown
 
 SPLITS = ("train", "val", "test")
@@ -32,18 +32,9 @@ def split(
     Raises:
         SplitError: if a split would be empty or without one of the classes.
     """
-    from sklearn.model_selection import train_test_split  # takes a second
-
     counts = {name: samples_in(size, count) for name, size in sizes.items()}
     _check_counts(count, counts, labels, names)
-    rest, parts = np.arange(count), {}
-    for name in sorted(counts):  # "test" first: its rows do not depend on `val_size`
-        stratify = None if labels is None else labels[rest]
-        try:
-            rest, parts[name] = train_test_split(rest, test_size=counts[name], stratify=stratify, random_state=seed)
-        except ValueError as error:
-            raise SplitError(f"`{name}_size` does not fit the classes ({brief(error)}). Set another.") from error
-    return {name: np.sort(rows) for name, rows in {"train": rest, **parts}.items()}
+    return drawn(count, counts, seed, labels)
 
 
 def _check_counts(
