@@ -41,6 +41,7 @@ def both(tmp_path_factory) -> dict:
     return {**torch.load(folder / "both.pt"), "folder": folder}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", two_processes.STRATEGIES)
 def test_two_processes_learn_and_log_what_one_does(strategy, both):
     gradients, metrics = train(two_processes.STRATEGIES[strategy]())
@@ -53,6 +54,7 @@ def test_two_processes_learn_and_log_what_one_does(strategy, both):
     assert shared_metrics == pytest.approx(metrics, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_streams_of_a_text(both):
     """Weights, memory and perplexities are those of one process, in a resumed run as well, and one writes the ids."""
     assert (both["folder"] / "wikitext-2/written").read_text() == "once\n"

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from support.fake_data import make_cifar10
+from support.marks import slow
 from support.runs import TINY
 
 from deq_lightning import JFB, NPG, UPG, Digits, GradientStrategy, ImageClassification, Implicit, Unrolled
@@ -80,11 +81,11 @@ def test_a_config_of_the_current_folder_comes_first(folder: Path) -> None:
     ("arguments", "expected"),
     [
         ([], UPG(k=5, damping=0.5)),
-        (["--gradient", "NPG", "--gradient.k", "3"], NPG(k=3, damping=0.5)),
-        (["--gradient", "UPG", "--gradient.k", "9", "--gradient.damping", "1"], UPG(k=9, damping=1.0)),
+        slow(["--gradient", "NPG", "--gradient.k", "3"], NPG(k=3, damping=0.5)),
+        slow(["--gradient", "UPG", "--gradient.k", "9", "--gradient.damping", "1"], UPG(k=9, damping=1.0)),
         (["--gradient", "JFB", "--gradient.pretrain_steps", "4"], JFB(pretrain_steps=4)),
         (["--gradient", "Implicit"], Implicit()),
-        (["--gradient", "Unrolled", "--gradient.unroll_steps", "3"], Unrolled(unroll_steps=3)),
+        slow(["--gradient", "Unrolled", "--gradient.unroll_steps", "3"], Unrolled(unroll_steps=3)),
     ],
 )
 def test_the_gradient_is_swapped_by_one_flag(arguments: list[str], expected: GradientStrategy, folder: Path) -> None:
@@ -100,6 +101,7 @@ def test_the_adjoint_solver_and_the_solver_are_swapped(folder: Path) -> None:
     assert repr(cli.model.net.solver).startswith("FixedPointIteration(max_steps=5")  # same-named values are kept
 
 
+@pytest.mark.slow
 def test_null_is_typed_at_any_depth(folder: Path) -> None:
     penalty = ["--model.penalty", "JacobianPenalty", "--model.penalty.milestones", "null"]
     for arguments in ([], ["--model.net.init_std", "null", "--model.net.solver=null", *penalty]):
@@ -126,6 +128,7 @@ def test_a_strategy_of_the_users_own(folder: Path, monkeypatch: pytest.MonkeyPat
     assert type(gradient_of(build("--gradient", "mine.Mine"))).__name__ == "Mine"
 
 
+@pytest.mark.slow
 def test_a_config_before_the_subcommand_has_a_section_for_each(folder: Path) -> None:
     (folder / "all.yaml").write_text("fit: {trainer: {max_steps: 3}}\ntest: {trainer: {max_steps: 5}}\n")
     cli = main(["--config", "all.yaml", "fit", *QUICK])
@@ -138,7 +141,7 @@ def test_only_the_parser_of_the_typed_subcommand_is_built(run: Path) -> None:
     assert list(cli._subcommand_parsers) == ["test"]
 
 
-@pytest.mark.parametrize("monitor", [[], ["--best_checkpoint.monitor", "val_acc"]])
+@pytest.mark.parametrize("monitor", [[], slow(["--best_checkpoint.monitor", "val_acc"])])
 def test_print_config_is_what_runs(folder: Path, capsys: pytest.CaptureFixture[str], monitor: list[str]) -> None:
     typed = ["fit", *QUICK, "--gradient", "NPG", "--gradient.k", "2", *monitor]
     with pytest.raises(SystemExit):
@@ -177,6 +180,7 @@ def test_fit_ends_with_the_test_and_the_next_command(folder: Path, capsys: pytes
     assert out.strip().endswith("next: python -m deq_lightning predict --ckpt_path checkpoints/digits_upg/best.ckpt")
 
 
+@pytest.mark.slow
 def test_without_checkpoints(folder: Path) -> None:
     main(["fit", *QUICK, "--trainer.enable_checkpointing", "false"])
     assert not list(folder.rglob("*.ckpt"))
@@ -235,34 +239,39 @@ def test_a_task_loads_without_further_arguments(run: Path) -> None:
         ([*TINY, "--gradient", "UPQ"], ["`--gradient`: there is no class `UPQ`", "Did you mean UPG", "Implicit"]),
         ([*TINY, "--gradient.kk", "3"], ["no argument `kk`", "Did you mean k?"]),
         ([*TINY, "--gradient.k", "0"], ["`k` must be 1 or more, got 0", "`--gradient JFB`"]),
-        ([*TINY, "--gradient.damping", "1.5"], ["`damping` must be in (0, 1], got 1.5"]),
-        ([*TINY, "--model.net", "MDQE"], ["no class `MDQE`", "Did you mean MDEQ"]),
-        ([*TINY, "--model.net.solver.max_step", "3"], ["no argument `max_step`", "Did you mean max_steps"]),
-        ([*TINY, "--model.net.solver.max_steps", "0"], ["`max_steps` must be 1 or more, got 0"]),
+        slow([*TINY, "--gradient.damping", "1.5"], ["`damping` must be in (0, 1], got 1.5"]),
+        slow([*TINY, "--model.net", "MDQE"], ["no class `MDQE`", "Did you mean MDEQ"]),
+        slow([*TINY, "--model.net.solver.max_step", "3"], ["no argument `max_step`", "Did you mean max_steps"]),
+        slow([*TINY, "--model.net.solver.max_steps", "0"], ["`max_steps` must be 1 or more, got 0"]),
         ([*TINY, "--model.net.groups", "3"], ["`groups` must be even"]),
         ([*TINY, "--trainer.max_epochs", "many"], ["`--trainer.max_epochs`", "int", "many"]),
-        ([*TINY, "--trainer.precision", "15"], ["15"]),
-        ([*TINY, "--nonsense", "3"], ["--nonsense"]),
+        slow([*TINY, "--trainer.precision", "15"], ["15"]),
+        slow([*TINY, "--nonsense", "3"], ["--nonsense"]),
         ([*TINY, "--model.optimizer.lr", "-1"], ["Invalid learning rate: -1"]),
         ([*TINY, "--trainer.callbacks+=JFB"], ["goes under `--gradient`"]),
         ([*QUICK, "--best_checkpoint.monitor", "val_accc"], ["val_accc", "val_acc"]),
-        ([*QUICK, "--model.net.solver", "NormalCG"], ["`NormalCG` solves the adjoint systems", "use `Anderson`"]),
-        (
+        slow([*QUICK, "--model.net.solver", "NormalCG"], ["`NormalCG` solves the adjoint systems", "use `Anderson`"]),
+        slow(
             [*QUICK, "--gradient", "Implicit", "--gradient.reuse_inverse", "true", "--model.net.solver", "Anderson"],
             ["`reuse_inverse` needs `Broyden`", "got `Anderson`"],
         ),
-        (
+        slow(
             [*TINY, "--model.compile", "true", "--model.penalty", "JacobianPenalty"],
             ["`penalty` differentiates the cell twice", "`compile`"],
         ),
-        ([*TINY, "--model.penalty", "JacobianPenalty", "--model.penalty.weight", "-1"], ["`weight` must be 0 or more"]),
-        ([*TINY, "--guard.patience", "0"], ["`patience` must be 1 or more"]),
-        ([*TINY, "--data.batch_size", "0"], ["`batch_size` must be 1 or more, got 0"]),
+        slow(
+            [*TINY, "--model.penalty", "JacobianPenalty", "--model.penalty.weight", "-1"],
+            ["`weight` must be 0 or more"],
+        ),
+        slow([*TINY, "--guard.patience", "0"], ["`patience` must be 1 or more"]),
+        slow([*TINY, "--data.batch_size", "0"], ["`batch_size` must be 1 or more, got 0"]),
         (
             ["--config", "cifar_upg", "--data.root", "nowhere"],
             ["`CIFAR10` was not found under `nowhere", "--data.root"],
         ),
-        (["--config", "cifar_upg", "--data.val_size", "200"], ["`val_size` must leave 10 of the 100", "val_size 10`"]),
+        slow(
+            ["--config", "cifar_upg", "--data.val_size", "200"], ["`val_size` must leave 10 of the 100", "val_size 10`"]
+        ),
         (["--ckpt_path", "nowhere.ckpt"], ["no checkpoint `nowhere.ckpt`"]),
     ],
 )
@@ -298,11 +307,13 @@ def test_a_run_starts_from_the_weights_that_fit(run: Path, capsys: pytest.Captur
     assert cli.trainer.global_step == 2
 
 
+@pytest.mark.slow
 def test_a_checkpoint_to_continue_wins_over_weights(run: Path) -> None:
     cli = main(["fit", "--ckpt_path", str(run / "last.ckpt"), "--trainer.max_epochs", "2", "--weights", "moved.ckpt"])
     assert cli.trainer.current_epoch == 2
 
 
+@pytest.mark.slow
 def test_weights_that_fit_nothing(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"state_dict": {"other": torch.zeros(1)}}, "other.ckpt")
     assert "no tensor of `other.ckpt` has the name and shape" in refused(

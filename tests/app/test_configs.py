@@ -161,6 +161,7 @@ def test_it_runs(config: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert cli.trainer.callback_metrics["train_loss"].isfinite()
 
 
+@pytest.mark.slow
 def test_cifar_runs_three_steps_on_a_root_in_torchvisions_format(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_data.make_cifar10(folder / "elsewhere", monkeypatch)
     cli = main(

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from support.fake_data import make_tu
+from support.marks import slow
 from support.runs import QUIET
 
 from deq_lightning import GraphClassification
@@ -49,6 +50,7 @@ def without_times(found: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_every_fold_is_a_run_and_an_interruption_changes_nothing(
     root: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,11 +157,11 @@ def test_what_is_mended_is_not_held_against_it_and_checkpoints_are_kept(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--trainer.enable_checkpointing", "false"], "with `--trainer.enable_checkpointing false` there is none"),
+        slow(["--trainer.enable_checkpointing", "false"], "with `--trainer.enable_checkpointing false` there is none"),
         (["--trainer.fast_dev_run", "true"], "with `--trainer.fast_dev_run true` there is none"),
-        (["--trainer.fast_dev_run", "2"], "with `--trainer.fast_dev_run 2` there is none"),
+        slow(["--trainer.fast_dev_run", "2"], "with `--trainer.fast_dev_run 2` there is none"),
         (["--best_checkpoint.monitor", "train_loss"], "must be a figure of the validation, such as val_acc, got train"),
-        (["--trainer.check_val_every_n_epoch", "9"], "a fold ended without a validation"),
+        slow(["--trainer.check_val_every_n_epoch", "9"], "a fold ended without a validation"),
     ],
 )
 def test_a_fold_needs_its_best_checkpoint(

@@ -16,6 +16,7 @@ import torch
 import yaml
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
+from support.marks import slow
 from support.runs import QUIET, TINY, assert_equal
 
 from deq_lightning import ImageClassification
@@ -133,6 +134,7 @@ def test_durable_where_there_are_no_locks(folder: Path, monkeypatch: pytest.Monk
 # --- writing ---
 
 
+@pytest.mark.slow
 def test_durable_when_the_disk_is_full(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -172,7 +174,7 @@ def test_durable_when_the_curves_cannot_be_written(
     ]
 
 
-@pytest.mark.parametrize("subcommand", ["test", "predict", "validate"])
+@pytest.mark.parametrize("subcommand", ["test", slow("predict"), slow("validate")])
 def test_durable_errors_of_the_system_are_a_line(
     subcommand: str, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -226,7 +228,7 @@ def test_durable_predictions_stay_until_new_ones_are_complete(
 # --- the best checkpoint ---
 
 
-@pytest.mark.parametrize("keep", [3, -1])
+@pytest.mark.parametrize("keep", [3, slow(-1)])
 def test_durable_best_of_several(keep: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     accuracy_is(monkeypatch, 0.9, 0.5, 0.7, 0.6)
     cli = main([*FIT, "--trainer.max_epochs", "4", "--best_checkpoint.save_top_k", str(keep)])
@@ -355,7 +357,7 @@ def test_durable_runs_that_are_over_say_so(run: Path, capsys: pytest.CaptureFixt
     assert "best checkpoint: renamed/best.ckpt (val_acc" in out
 
 
-@pytest.mark.parametrize("subcommand", ["test", "validate", "predict"])
+@pytest.mark.parametrize("subcommand", ["test", slow("validate"), slow("predict")])
 def test_durable_weights_are_trained_ones(subcommand: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, lines = ended([subcommand, *TINY], capsys)
     assert (code, len(lines)) == (2, 1)
@@ -363,6 +365,7 @@ def test_durable_weights_are_trained_ones(subcommand: str, folder: Path, capsys:
     main([subcommand, *TINY, "--ckpt_path", "null"])
 
 
+@pytest.mark.slow
 def test_durable_record_of_a_rate_that_was_typed_in_vain(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     more = [
@@ -386,6 +389,7 @@ def test_durable_record_of_a_rate_that_was_typed_in_vain(run: Path, capsys: pyte
     assert record["lr_scheduler"]["init_args"]["eta_min"] == 0
 
 
+@pytest.mark.slow
 def test_durable_record_of_other_classes(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for typed in (
         ["--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0.1"],
@@ -397,6 +401,7 @@ def test_durable_record_of_other_classes(run: Path, capsys: pytest.CaptureFixtur
             assert "--weights" in lines[0]
 
 
+@pytest.mark.slow
 def test_durable_splits_are_those_of_the_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     main(["test", "--ckpt_path", str(RUN / "best.ckpt"), "--data.seed", "5"])
@@ -415,9 +420,9 @@ def test_durable_splits_are_those_of_the_run(run: Path, capsys: pytest.CaptureFi
             "does not hold the state of a",
         ),
         (lambda c: c.update(state_dict=dict.fromkeys(c["state_dict"], 3)), "must be a tensor, got 3"),
-        (lambda c: c.update(loops={"fit_loop": {}}), "is damaged"),
-        (lambda c: c.update(global_step="one"), "is damaged"),
-        (lambda c: c.update(lr_schedulers=[5]), "is damaged"),
+        slow(lambda c: c.update(loops={"fit_loop": {}}), "is damaged"),
+        slow(lambda c: c.update(global_step="one"), "is damaged"),
+        slow(lambda c: c.update(lr_schedulers=[5]), "is damaged"),
         (lambda c: c["callbacks"].update(GradientStrategy=7), "is damaged: its state cannot be restored"),
         (lambda c: c["callbacks"].update({key: "x" for key in c["callbacks"] if "val_acc" in key}), "is damaged"),
     ],

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from support.marks import slow
 from support.runs import TINY
 
 from deq_lightning.cli import main
@@ -50,6 +51,7 @@ def test_edges_of_a_required_argument(mine: str, capsys: pytest.CaptureFixture[s
     assert line == "error: missing: `--model.net.width`, which has no default. Type it."
 
 
+@pytest.mark.slow
 def test_edges_of_a_logger_without_a_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main([*ONE, "--trainer.logger", "CSVLogger"])
     before = (RUN / "version_0" / "metrics.csv").read_text()
@@ -58,6 +60,7 @@ def test_edges_of_a_logger_without_a_folder(folder: Path, capsys: pytest.Capture
     assert (RUN / "version_1" / "metrics.csv").is_file()
 
 
+@pytest.mark.slow
 def test_edges_of_stopping_early(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stopping = ["--trainer.callbacks", "EarlyStopping", "--trainer.callbacks.monitor"]
     with pytest.raises(SystemExit):
@@ -84,6 +87,7 @@ def test_edges_of_names_of_checkpoints(folder: Path, capsys: pytest.CaptureFixtu
     assert f"--ckpt_path best: {older}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_edges_of_old_names(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main([*ONE, "--run", "old"])
     config = Path("checkpoints/old/config.yaml")
@@ -92,6 +96,7 @@ def test_edges_of_old_names(folder: Path, capsys: pytest.CaptureFixture[str]) ->
     assert yaml.safe_load(Path("checkpoints/again/config.yaml").read_text())["name"] is None
 
 
+@pytest.mark.slow
 def test_edges_of_a_saved_config_in_a_notebook(folder: Path) -> None:
     main(ONE)
     cli = main(["--config", str(RUN / "config.yaml")], run=False)
@@ -99,7 +104,7 @@ def test_edges_of_a_saved_config_in_a_notebook(folder: Path) -> None:
     assert cli.model.state_dict().keys() == saved.keys()
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "model.", "net."])
+@pytest.mark.parametrize("prefix", [slow(""), slow("module."), slow("model."), "net."])
 def test_edges_of_weights_from_elsewhere(prefix: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     net = main(ONE[1:], run=False).model.net
     torch.save({prefix + name: tensor for name, tensor in net.state_dict().items()}, "bare.pt")
@@ -108,6 +113,7 @@ def test_edges_of_weights_from_elsewhere(prefix: str, folder: Path, capsys: pyte
     assert f"weights: {count} of {count} tensors from bare.pt" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_edges_of_the_console_script(mine: str) -> None:
     code = "import sys; sys.path.remove(''); from deq_lightning.app.front import script; sys.exit(script())"
     fit = ["fit", "--model", "ImageClassification", "--data", "Digits", "--model.net", mine, "--model.net.width", "3"]

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from pytorch_lightning.callbacks import EMAWeightAveraging, WeightAveraging
+from support.marks import slow
 from support.runs import TINY
 
 from deq_lightning import EMA
@@ -67,7 +68,7 @@ def test_by_default_there_is_none(folder: Path) -> None:
     assert own.decay == 0.9
 
 
-@pytest.mark.parametrize("decay", ["0", "1", "1.5", "-0.1"])
+@pytest.mark.parametrize("decay", ["0", *map(slow, ["1", "1.5", "-0.1"])])
 def test_decays_out_of_range_are_one_line(decay: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as status:
         main(["fit", "--config", "digits_upg", "--ema.decay", decay])

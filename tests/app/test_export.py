@@ -17,6 +17,7 @@ def expected(path: str, steps: int, x: torch.Tensor) -> torch.Tensor:
         return task(x)
 
 
+@pytest.mark.slow
 def test_a_program_answers_for_batches_of_any_size(best: str, capsys: pytest.CaptureFixture[str]) -> None:
     main(["export", "--ckpt_path", best, "--steps", "5", *QUIET])
     line = capsys.readouterr().out.splitlines()[-1]

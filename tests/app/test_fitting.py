@@ -7,6 +7,7 @@ import torch
 import yaml
 from pytorch_lightning import LightningDataModule
 from support.fake_data import make_cifar10, make_ppi, make_tu, make_wikitext
+from support.marks import slow
 from support.runs import QUIET
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -30,6 +31,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return line
 
 
+@pytest.mark.slow
 def test_other_images(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_cifar10(folder, monkeypatch)
     cli = main([*FIT_CIFAR, "--data.root", str(folder), *ONE_STEP])
@@ -50,7 +52,7 @@ def test_another_vocabulary(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert net_of(*small, "--data.vocab_size", "null").vocab_size > 20
 
 
-@pytest.mark.parametrize("net", ["FPN", "NeuralODE", "MON", "MONConv", "MONMultiTier", "MDEQ"])
+@pytest.mark.parametrize("net", ["MON", "MDEQ", *map(slow, ["FPN", "NeuralODE", "MONConv", "MONMultiTier"])])
 def test_networks_of_every_family_take_small_images(net: str, folder: Path) -> None:
     """The published sizes are for 28 or 32 pixels."""
     cli = main(["fit", "--config", "digits_upg", "--model.net", net, *ONE_STEP])

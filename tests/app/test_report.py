@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import TQDMProgressBar
 from support.fake_data import make_wikitext
+from support.marks import slow
 from support.runs import TINY, trainer
 
 from deq_lightning import MDEQ, Anderson, ImageClassification, JacobianPenalty, NeuralODE
@@ -38,6 +39,7 @@ def printed(arguments: list[str], capsys: pytest.CaptureFixture[str], caplog: py
 # --- the whole ---
 
 
+@pytest.mark.slow
 def test_a_fit_is_told_in_few_lines(
     folder: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -84,6 +86,7 @@ def test_warnings_and_reasons_to_stop_stay(
     assert "Time limit reached" in caplog.text
 
 
+@pytest.mark.slow
 def test_lightning_is_as_loud_as_ever_outside(
     folder: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -132,8 +135,12 @@ def test_the_loss_of_a_line_is_the_mean_of_its_batches(
     ("options", "heads"),
     [
         (["--trainer.val_check_interval", "2", "--trainer.max_epochs", "1"], ["epoch 1/1  step 2  ", "epoch 1/1  tr"]),
-        (["--trainer.max_epochs", "-1", "--trainer.max_steps", "6"], ["epoch 1  step 4/6  ", "epoch 2  step 6/6  "]),
-        (["--trainer.check_val_every_n_epoch", "2", "--trainer.max_epochs", "2"], ["epoch 1/2  tr", "epoch 2/2  tr"]),
+        slow(
+            ["--trainer.max_epochs", "-1", "--trainer.max_steps", "6"], ["epoch 1  step 4/6  ", "epoch 2  step 6/6  "]
+        ),
+        slow(
+            ["--trainer.check_val_every_n_epoch", "2", "--trainer.max_epochs", "2"], ["epoch 1/2  tr", "epoch 2/2  tr"]
+        ),
     ],
 )
 def test_runs_measured_otherwise(

@@ -57,6 +57,7 @@ def test_two_and_two_epochs_equal_four(options: list[str], folder: Path) -> None
     assert whole["callbacks"]["GradientStrategy"] == parts["callbacks"]["GradientStrategy"] == {"step": 16}
 
 
+@pytest.mark.slow
 def test_cosine_to_end_resumes_and_ends_at_its_minimum(folder: Path) -> None:
     schedule = ["--model.lr_scheduler", "CosineToEnd", "--model.lr_scheduler.eta_min", "1e-5"]
     fit = ["fit", *TINY, "--test_after_fit", "false", "--trainer.limit_train_batches", "4", *schedule]

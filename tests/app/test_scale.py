@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.marks import slow
 from support.runs import BITS, QUIET, TINY
 
 import deq_lightning
@@ -66,6 +67,7 @@ def test_the_majority_is_of_whole_answers() -> None:
     assert votes(answers).tolist() == [[2, 1], [1, 1], [2, 1]]
 
 
+@pytest.mark.slow
 def test_any_task_with_an_equilibrium(folder: Path) -> None:
     main(["fit", *TINY, "--trainer.max_steps", "1", "--name", "digits", "--test_after_fit", "false"])
     path = "checkpoints/digits/last.ckpt"
@@ -79,10 +81,10 @@ def test_any_task_with_an_equilibrium(folder: Path) -> None:
     ("typed", "message"),
     [
         (["--budgets", "[0, 5]"], "error: `--budgets` must be 1 or more, got 0."),
-        (["--budgets", "[5, 4]"], "error: `--budgets` must be ascending, got [5, 4]."),
-        (["--budgets", "[]"], "error: `--budgets` must have one entry or more, got []."),
-        (["--restarts", "0"], "error: `--restarts` must be 1 or more, got 0."),
-        (["--rtol", "1"], "error: `--rtol` must be in [0, 1), got 1.0."),
+        slow(["--budgets", "[5, 4]"], "error: `--budgets` must be ascending, got [5, 4]."),
+        slow(["--budgets", "[]"], "error: `--budgets` must have one entry or more, got []."),
+        slow(["--restarts", "0"], "error: `--restarts` must be 1 or more, got 0."),
+        slow(["--rtol", "1"], "error: `--rtol` must be in [0, 1), got 1.0."),
         (["--choose", "best"], "error: `--choose`: "),
     ],
 )

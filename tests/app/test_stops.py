@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from support.fake_data import make_tu
+from support.marks import slow
 from support.runs import TINY
 
 from deq_lightning import Digits, ImageClassification
@@ -54,6 +55,7 @@ def stopped(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[i
 # --- signals ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "status"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
 )
@@ -115,6 +117,7 @@ def test_a_healthy_checkpoint_is_continued_where_it_is_the_only_one(
     assert last == f"{CONTINUE}fit --ckpt_path checkpoints/digits_upg/healthy.ckpt"
 
 
+@pytest.mark.slow
 def test_a_continued_run_is_typed_again(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -174,7 +177,9 @@ def test_a_refused_run_leaves_nothing(
     assert not files(folder)
 
 
-@pytest.mark.parametrize("hook", ["setup", "on_fit_start", "on_train_batch_start", "on_after_backward"])
+@pytest.mark.parametrize(
+    "hook", [slow("setup"), slow("on_fit_start"), "on_train_batch_start", slow("on_after_backward")]
+)
 def test_an_interruption_before_the_first_step_leaves_nothing(
     hook: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

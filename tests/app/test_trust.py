@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from support.marks import slow
 
 import deq_lightning
 from deq_lightning import ImageClassification
@@ -226,7 +227,9 @@ def tampered(run: Path, change: Callable[[dict[str, Any]], Any]) -> str:
     return "stranger/best.ckpt"
 
 
-@pytest.mark.parametrize("elsewhere", ["http://localhost:9/x.ckpt", "local:///victim", "stranger/../victim"])
+@pytest.mark.parametrize(
+    "elsewhere", ["local:///victim", slow("http://localhost:9/x.ckpt"), slow("stranger/../victim")]
+)
 def test_trust_in_the_paths_of_a_checkpoint(elsewhere: str, stranger: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("victim").mkdir()
     for key in ("best_model_path", "kth_best_model_path"):

@@ -7,6 +7,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
+from support.marks import slow
 from support.runs import TINY, trainer
 from support.runs import digits_task as task
 from torch import Tensor
@@ -51,6 +52,7 @@ def test_it_stops_after_the_run_and_leaves_a_healthy_checkpoint(folder: Path) ->
     assert all(torch.isfinite(value).all() for value in saved["state_dict"].values())
 
 
+@pytest.mark.slow
 def test_the_healthy_checkpoint_continues(folder: Path) -> None:
     with pytest.raises(DivergenceError):
         run(folder, Failing(range(23, 1000)), DivergenceGuard(patience=2, check_every=1, save_every=10))
@@ -191,7 +193,7 @@ def test_durable_a_resumed_run_names_the_checkpoint_that_it_began_with(folder: P
         fit.fit(module, Digits(batch_size=32), ckpt_path=begun)
 
 
-@pytest.mark.parametrize("cause", ["rate", "features"])
+@pytest.mark.parametrize("cause", ["rate", slow("features")])
 def test_durable_on_the_command_line_no_run_ends_well_with_nan(
     cause: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from support.marks import slow
 from support.runs import digits_task as task
 from support.runs import trainer, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -29,7 +30,7 @@ from deq_lightning import (
 ESTIMATES = {"spectral_radius", "gradient_cosine", "gradient_norm_ratio", "audit_residual"}
 
 
-@pytest.mark.parametrize("strategy", [UPG(), Implicit(), Unrolled(unroll_steps=2)])
+@pytest.mark.parametrize("strategy", [UPG(), slow(Implicit()), slow(Unrolled(unroll_steps=2))])
 def test_a_watched_run_is_the_same_run(folder: Path, strategy: pl.Callback) -> None:
     """Weights, BatchNorm's statistics and the random state, bit for bit, with every estimate switched on."""
     ends = []

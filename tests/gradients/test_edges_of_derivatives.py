@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from support.marks import slow
 from support.problems import (
     CONTRACTIVE,
     Recorder,
@@ -190,7 +191,7 @@ def test_edges_the_penalty_of_a_map_with_an_inner_equilibrium():
     assert slope.item() == pytest.approx(((penalty(1e-5) - penalty(-1e-5)) / 2e-5).item(), rel=1e-7)
 
 
-@pytest.mark.parametrize("inner", ["implicit", "npg", "upg", "unrolled"])
+@pytest.mark.parametrize("inner", ["implicit", *map(slow, ["npg", "upg", "unrolled"])])
 def test_edges_equilibrium_inside_equilibrium_in_every_mode(inner):
     def loss(s):
         f = partial(nested, STRATEGIES[inner], weight=W + s * TANGENTS[0], inner=V + s * TANGENTS[0].T)

@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from support.marks import slow
 from support.problems import matrix, random
 from torch import nn
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
@@ -28,6 +29,9 @@ STRATEGIES = {
     "unrolled": Unrolled(),
 }
 every_strategy = pytest.mark.parametrize("strategy", STRATEGIES)
+whole_matrices = pytest.mark.parametrize(
+    "strategy", [slow(name) if name in ("normal", "broyden") else name for name in STRATEGIES]
+)
 X = random(5, 4, seed=9)
 
 
@@ -88,7 +92,7 @@ def test_edges_gradients_of_a_functional_call(strategy, rtol, training):
         close(jvp(lambda parameters: loss(parameters, X), (parameters,), (directions,))[1], slope)
 
 
-@every_strategy
+@whole_matrices
 def test_edges_jacobians(strategy):
     model, parameters, output, _ = made(strategy)
     x = X.clone().requires_grad_()
@@ -98,7 +102,7 @@ def test_edges_jacobians(strategy):
     close(jacfwd(output, 1)(parameters, X), expected)
 
 
-@every_strategy
+@whole_matrices
 def test_edges_hessians(strategy):
     """Forward over reverse, and reverse over reverse of the ordinary path, which is the strategy's own."""
     model, parameters, _, loss = made(strategy)

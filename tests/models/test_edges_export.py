@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from support.marks import slow
 from torch import nn
 
 from deq_lightning import (
@@ -44,7 +45,7 @@ GRAPHS = {
     "graphs": lambda solver: IGNNGraphClassifier(5, 2, width=4, depth=1, perron=3.0, solver=solver),
     "nodes": lambda solver: IGNNNodeClassifier(5, 2, [4], perron=3.0, solver=solver),
 }
-LARGE = ["mdeq", "segmentation", "mon_multi", "language", "adaptive"]
+LARGE = ["mdeq", "fpn", "segmentation", "mon_conv", "mon_multi", "language", "adaptive"]
 FAMILY_NAMES = [pytest.param(name, marks=[pytest.mark.slow] if name in LARGE else []) for name in FAMILIES]
 SOLVERS = [FixedPointIteration, Anderson, Broyden]
 
@@ -99,6 +100,7 @@ def test_edges_export_of_every_family(family):
     close(graph, module, batch(family, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", GRAPHS)
 def test_edges_export_of_graph_networks(family):
     torch.manual_seed(0)
@@ -111,7 +113,7 @@ def test_edges_export_of_graph_networks(family):
     close(graph, module, torch.randn(5, 5).double(), torch.tensor([[0, 1, 2, 3, 4, 0], [1, 2, 3, 4, 0, 2]]))
 
 
-@pytest.mark.parametrize(("solver", "gradient"), [(FixedPointIteration, Implicit()), (Anderson, UPG(k=1))])
+@pytest.mark.parametrize(("solver", "gradient"), [(FixedPointIteration, Implicit()), slow(Anderson, UPG(k=1))])
 def test_edges_export_with_a_tolerance_runs_the_budget_and_keeps_what_has_converged(solver, gradient):
     torch.manual_seed(0)
     net = MON(64, 3, 8, alpha=0.5, solver=solver(max_steps=7, rtol=1e-2, check_every=1))

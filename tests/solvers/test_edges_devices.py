@@ -64,6 +64,7 @@ def test_edges_a_solve_on_the_meta_device(solver):
     assert solution.evaluations == 7 and solution.status.shape == (2,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make", [FPN, lambda: MDEQ(in_channels=1, channels=[8, 8], groups=4), lambda: MONConv(1, 28, 8)]
 )

@@ -8,6 +8,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from support.fake_data import make_ppi, make_tu
+from support.marks import slow
 from support.runs import QUIET
 from torch import Tensor, nn
 from torch_geometric.data import Batch, Data
@@ -170,7 +171,7 @@ def test_nodes_of_several_graphs_train(folder: Path, monkeypatch: pytest.MonkeyP
     assert 0 <= metrics["val_f1"] <= 1 and math.isfinite(metrics["val_loss"])
 
 
-@pytest.mark.parametrize(("precision", "rtol"), [("64-true", 1e-4), ("bf16-true", 0.05)])
+@pytest.mark.parametrize(("precision", "rtol"), [("64-true", 1e-4), slow("bf16-true", 0.05)])
 def test_the_trainers_precision_changes_the_rounding_alone(
     folder: Path, monkeypatch: pytest.MonkeyPatch, precision: str, rtol: float
 ) -> None:
@@ -191,6 +192,7 @@ def test_the_trainers_precision_changes_the_rounding_alone(
     assert losses(precision) == pytest.approx(losses("32-true"), rel=rtol)
 
 
+@pytest.mark.slow
 def test_chains_are_learnt_over_their_length(folder: Path) -> None:
     data = Chains(length=6, chains_per_class=6, features=5, train_size=12, val_size=20, test_size=40)
     net = small(IGNNNodeClassifier, in_features=5, widths=[8], dropout=0.0)

@@ -105,6 +105,7 @@ def test_the_command_line_hands_the_operator_of_the_data_to_the_network(folder: 
     assert Image.open(best.with_name("predictions") / "2.png").size == (16, 8)
 
 
+@pytest.mark.slow
 def test_another_operator_of_the_network_is_refused_in_a_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for flags, message in (
         (["--model.net.operator", "Mask"], "`operator` of the network must be"),

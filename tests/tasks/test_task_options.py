@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
+from support.marks import slow
 from test_tasks import SMALL, trainer
 
 from deq_lightning import (
@@ -72,6 +73,7 @@ def test_a_compiled_cell_gives_the_same_gradients(strategy: pl.Callback) -> None
     assert model.compiled_cell is not None
 
 
+@pytest.mark.slow
 def test_clones_share_the_compiled_cell() -> None:
     """Each forward pass works on a new clone with its own masks; that must not compile again, nor freeze the masks."""
     graphs = []
@@ -92,6 +94,7 @@ def test_clones_share_the_compiled_cell() -> None:
     assert not any(torch.equal(a, b) for a, b in itertools.pairwise(outputs))
 
 
+@pytest.mark.slow
 def test_weights_move_under_a_compiled_cell(folder: Path) -> None:
     ends = []
     for compile in (False, True):
@@ -112,7 +115,9 @@ def test_copies_of_a_compiled_model_are_not_compiled() -> None:
         torch.testing.assert_close(twin(x)[0], model(x)[0])
 
 
-@pytest.mark.parametrize("solver", [FixedPointIteration(6, rtol=0), Anderson(6, rtol=0, history=3), Broyden(6, rtol=0)])
+@pytest.mark.parametrize(
+    "solver", [FixedPointIteration(6, rtol=0), slow(Anderson(6, rtol=0, history=3)), slow(Broyden(6, rtol=0))]
+)
 def test_a_solve_of_a_fixed_budget_is_one_graph(solver: FixedPointIteration | Anderson | Broyden) -> None:
     weight = torch.randn(8, 8, generator=torch.Generator().manual_seed(0)) / 8
 

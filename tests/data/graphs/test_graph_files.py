@@ -254,6 +254,7 @@ def test_refusals_of_whole_collections(folder: Path) -> None:
     refused("none.pt", "`val_mask` must have nodes in it", SplitError)
 
 
+@pytest.mark.slow
 def test_a_fit_and_new_graphs_from_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     graphs = [graph(number, nodes=4 + number % 3) for number in range(200)]
     save(folder / "mine", graphs)

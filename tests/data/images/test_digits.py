@@ -7,6 +7,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.demos.boring_classes import BoringModel
+from support.marks import slow
 from support.runs import TINY, digits_task
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
@@ -202,7 +203,7 @@ def test_a_resumed_run_sees_the_same_batches(tmp_path: Path, num_workers: int, a
     assert rest == {epoch: whole[epoch] for epoch in (1, 2)}
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("num_workers", [slow(0), 1])
 def test_a_run_goes_on_within_an_epoch(tmp_path: Path, num_workers: int) -> None:
     """With shuffling and random transforms, in the batch after the last one that was trained on."""
 

@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from support import fake_data
+from support.marks import slow
 from support.problems import relative_error
 from torch import Tensor, nn
 from torchdiffeq import odeint
@@ -285,6 +286,7 @@ def test_evaluation_gives_the_same_numbers() -> None:
             assert torch.equal(model.eval()(images())[0], expected)
 
 
+@pytest.mark.slow
 def test_compiled_dynamics_give_the_same_gradients_and_counts() -> None:
     model, x = net(image_size=4, time_dependent=True), images(size=4)
     expected, gradient = run(model, x)
@@ -341,7 +343,7 @@ COMMAND = [
 ]
 
 
-@pytest.mark.parametrize("options", [[], ["--model.compile", "true"], ["--model.channels_last", "true"]])
+@pytest.mark.parametrize("options", [[], slow(["--model.compile", "true"]), slow(["--model.channels_last", "true"])])
 def test_the_command_line_trains_it(
     options: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
