@@ -1,5 +1,6 @@
 """Half precision, scaled losses and several processes: none of them changes what is learned."""
 
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from support import text_processes, two_processes
 from support.fake_data import make_wikitext
 from support.launch import in_two_processes
+from support.marks import slow
 from support.problems import random, relative_error, tanh
 from support.two_processes import QUIET, Small, train
 from torch import nn
@@ -27,6 +29,13 @@ STRATEGIES = {
 SOLVERS = [FixedPointIteration, Anderson, Broyden, GMRES]
 every_strategy = pytest.mark.parametrize("strategy", STRATEGIES)
 every_solver = pytest.mark.parametrize("solver", SOLVERS)
+every_pair = pytest.mark.parametrize(
+    ("solver", "strategy"),
+    [
+        (solver, strategy) if solver is Anderson or strategy == "UPG" else slow(solver, strategy)
+        for solver, strategy in product(SOLVERS, STRATEGIES)
+    ],
+)
 
 
 # --- several processes
@@ -72,8 +81,7 @@ def test_two_processes_share_the_streams_of_a_text(both):
 # --- bfloat16
 
 
-@every_strategy
-@every_solver
+@every_pair
 def test_bfloat16_training_learns(solver, strategy):
     """Ten steps on 64 digits through Lightning's mixed precision, from the same start for all."""
     data = Digits()

@@ -17,14 +17,10 @@ from deq_lightning.cli import main
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 QUICK = {
     "prefix_sums_upg",
-    "sudoku4_recursive",
-    "dots_mind",
     "digits_upg",
     "digits_upg_deblur",
-    "cifar_npg",
     "mnist_jfb_conv",
     "mnist_implicit_mon_conv",
-    "pydocs_upg",
     "pydocs_mind",
     "proteins_upg",
     "svhn_node",

@@ -116,7 +116,7 @@ def test_edges_hessians(strategy):
 
 @every_strategy
 @pytest.mark.parametrize("rtol", [0, 1e-3])
-@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("training", [True, slow(False)])
 def test_edges_vmap_over_samples_and_over_parameters(strategy, rtol, training):
     """The budget is spent, but what has converged stays as it is."""
     _, parameters, _, loss = made(strategy, rtol, training)

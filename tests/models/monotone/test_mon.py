@@ -4,6 +4,7 @@ from itertools import product
 
 import pytest
 import torch
+from support.marks import slow
 from support.problems import newton, random, relative_error
 from torch import Tensor
 
@@ -204,7 +205,15 @@ def test_both_splittings_find_the_equilibrium(kind: str, splitting: str) -> None
     assert (expected > 0).any(dim=1).all() and (expected == 0).any(dim=1).all()
 
 
-@pytest.mark.parametrize("kind, adjoint", [*product(NETS, (GMRES, NormalCG)), ("dense", Anderson)])
+@pytest.mark.parametrize(
+    "kind, adjoint",
+    [
+        *product(NETS, [GMRES]),
+        *(slow(kind, NormalCG) for kind in NETS if kind != "dense"),
+        ("dense", NormalCG),
+        ("dense", Anderson),
+    ],
+)
 @every_splitting
 def test_both_splittings_have_the_gradient_of_the_equation(kind: str, splitting: str, adjoint: type) -> None:
     model, x = net(kind, splitting), images(kind)
