@@ -30,6 +30,8 @@ def replacing(path: str | Path, mode: str = "wb", **options: Any) -> Iterator[IO
         StorageError: if the disk is full, the folder is gone, or anything else prevents writing.
     """
     path = Path(path)
+    if path.is_dir():
+        raise StorageError(f"`{path}` could not be written: it is a folder. Name a file in it.")
     draft = path.with_name(f".{path.name}.{os.getpid()}{DRAFT}")
     try:
         with draft.open(mode, **options) as file:

@@ -53,3 +53,11 @@ def test_durable_drafts_of_killed_processes_are_removed(folder: Path) -> None:
         Path(name).touch()
     remove_drafts(Path())
     assert sorted(os.listdir()) == [".hidden", "last.ckpt"]
+
+
+def test_durable_in_place_of_a_folder(folder: Path) -> None:
+    for name in (".", "taken"):
+        Path(name).mkdir(exist_ok=True)
+        with pytest.raises(StorageError, match=r"could not be written: it is a folder\. Name a file in it\.$"):
+            with replacing(name):
+                raise AssertionError("nothing is to be written")

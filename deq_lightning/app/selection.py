@@ -13,6 +13,8 @@ from deq_lightning.app.messages import UsageError, suggest
 from deq_lightning.app.runs import say
 from deq_lightning.tasks import ImplicitTask
 
+MODES = ("min", "max")
+
 
 def select_by_task(best_checkpoint: Namespace, typed: Namespace | None, task: ImplicitTask) -> None:
     """Let the task say which figure selects the best checkpoint and whether high or low is best, unless it was typed.
@@ -21,7 +23,12 @@ def select_by_task(best_checkpoint: Namespace, typed: Namespace | None, task: Im
         best_checkpoint: the settings, with every default; changed.
         typed: those that were typed.
         task: the task.
+
+    Raises:
+        UsageError: if the mode is none.
     """
+    if best_checkpoint.mode not in MODES:
+        raise UsageError(f"`--best_checkpoint.mode` must be {' or '.join(MODES)}, got {best_checkpoint.mode}.")
     given = typed or Namespace()
     if given.get("monitor") is None:
         best_checkpoint.monitor = task.monitor

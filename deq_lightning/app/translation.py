@@ -24,6 +24,12 @@ def in_brief(message: str, families: Mapping[str, Sequence[type]], flags: Sequen
     flag = f"`--{'.'.join(keys)}`"
     if number := re.search(r"Expected a <class '(int|float)'>.*?(?:Got|Given) value: (\S+?)\.?(?:\s|$)", message, re.S):
         return f"{flag}: must be {NUMBERS[number[1]]}, got {number[2]}."
+    if literal := re.search(r"Expected a typing\.Literal\[(.*?)\]\. (?:Got|Given) value: (.+)", message):
+        return (
+            f"{flag}: must be {' or '.join(part.strip(QUOTES) for part in literal[1].split(', '))}, got {literal[2]}."
+        )
+    if listed := re.search(r"Expected a <class '(?:[\w.]*\.)?(?:Sequence|[Ll]ist|tuple)'>\. Got value: (.+)", message):
+        return f"{flag}: must be a list, got {listed[1]}. Type `[{listed[1]}]`."
     found = re.search(r"Expected a dot import path string: (\S+)", message)
     if found and "Expected a <class 'float'>" in message:
         return f"{flag}: must be a number (float), got {found[1]}."
@@ -58,6 +64,9 @@ def _missing(name: str, keys: Sequence[str], families: Mapping[str, Sequence[typ
     if name == "net":
         known = suggest("", [one.__name__ for one in families["net"]])
         return f"missing: `--model.net`. Type `--model.net NAME`. {known}"
+    subcommand = re.match(r"(\w+)\.", name)
+    if subcommand and subcommand[1] != "fit" and not keys:
+        return f"missing: what `{subcommand[1]}` is for. Type `--ckpt_path PATH`, a checkpoint that `fit` has written."
     if keys:
         flag = ".".join((*keys, name))
         return f"missing: `--{flag}`, which has no default. Type it."
@@ -118,7 +127,7 @@ CONSTANTS = {"True": "true", "False": "false", "None": "null"}
 def with_flags(error: str | Exception) -> str:
     """Turn the arguments that an error of the library names, such as `net.in_channels=1`, into flags.
 
-    An argument without a part before it, `root=PATH`, is the data module's where the error is a `DataError`. A
+    Another argument, `root=PATH` or `images.root=PATH`, is the data module's where the error is a `DataError`. A
     `UsageError` is of the command line and stays as it is.
     """
     if isinstance(error, UsageError):
@@ -129,8 +138,8 @@ def with_flags(error: str | Exception) -> str:
         head, dot, name = found[1].partition(".")
         if head in PARTS and (dot or found[2]):
             return f"`{_flags(PARTS[head] + dot + name, found[2])}`"
-        if part and found[2] and not dot:
-            return f"`{_flags(f'{part}.{head}', found[2])}`"
+        if part and found[2]:
+            return f"`{_flags(f'{part}.{found[1]}', found[2])}`"
         return found[0]
 
     message = re.sub(r"`([\w.]+)(?:=([^`]+))?`", flag, str(error))

@@ -11,7 +11,6 @@ from typing import IO, Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import BasePredictionWriter
 from torch import Tensor
-from torchvision.transforms.functional import to_pil_image
 
 from deq_lightning.configured import CombinationError, RunError
 from deq_lightning.files import replacing
@@ -120,6 +119,8 @@ def _draw(prediction: Mapping[str, Tensor], indices: Sequence[int], folder: Path
     """Write the pictures of a batch."""
     if PICTURE not in prediction:
         raise CombinationError(f"`pictures` need images that are found, which `{task}` has not. Leave them out.")
+    from torchvision.transforms.functional import to_pil_image
+
     folder.mkdir(parents=True, exist_ok=True)
     for index, picture in zip(indices, prediction[PICTURE], strict=True):
         to_pil_image(picture.cpu()).save(folder / f"{index}.png")

@@ -124,7 +124,7 @@ def array_inputs(
 
     Args:
         data: the data module of the training.
-        path: a file `.npy`, or `.npz` with one array in it; nothing in it is executed.
+        path: a file `.npy`, or `.npz` with one array in it, or one named `x`; nothing in it is executed.
         shape: of a sample.
         prepare: makes of (1, ...) rows of the array what the model takes. None: they are used as they are.
 
@@ -162,9 +162,11 @@ def _read_array(data: Any, path: str) -> np.ndarray:
         if isinstance(found, np.ndarray):
             return found
         with found:
-            if len(found.files) == 1:
-                return found[found.files[0]]
-            raise DataError(f"`{path}` must hold one array, got {len(found.files)}. Save that of the inputs alone.")
+            if len(found.files) != 1 and "x" not in found.files:
+                raise DataError(
+                    f"`{path}` must hold one array or one named x, got {found.files}. Rename that of inputs."
+                )
+            return found["x" if "x" in found.files else found.files[0]]
     except FileNotFoundError as error:
         raise DatasetNotFoundError(f"there is no `{path}`. Name a file of an array.") from error
     except DataError:

@@ -112,6 +112,8 @@ def quick(dataset: str, content: dict[str, Any]) -> list[str]:
         options += [*(QUICK_LANGUAGE if dataset in DATA else []), "--gradient.pretrain_steps", "0"]  # so that it solves
     if "penalty" in content["model"]["init_args"]:
         options += ["--model.penalty.weight", "0.1", "--model.penalty.frequency", "1"]
+    if content["data"]["class_path"] == "Degraded":
+        options = [option.replace("--data.", "--data.images.") for option in options]
     return options
 
 

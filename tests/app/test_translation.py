@@ -46,6 +46,9 @@ def test_arguments_become_flags(error: str | Exception, printed: str) -> None:
         "--gradient Implicit --gradient.adjoint_solver GMRES --gradient.adjoint_solver.max_steps 0": "error: "
         "`--gradient.adjoint_solver.max_steps`: `max_steps` must be 1 or more, got 0.",
         "--data.eval_batch_size 0": "`--data.eval_batch_size`: `eval_batch_size` must be 1 or more, got 0.",
+        "--model.net.channels 4,8": "`--model.net.channels`: must be a list, got 4,8. Type `[4,8]`.",
+        "--model.net.solver.keep first": "`--model.net.solver.keep`: must be best or last, got first.",
+        "--best_checkpoint.mode up": "`--best_checkpoint.mode` must be min or max, got up.",
         "--gradent JFB": "there is no `--gradent`. Did you mean gradient",
     }.items(),
 )
@@ -64,3 +67,9 @@ def test_a_network_that_is_missing_is_named(folder: Path, capsys: pytest.Capture
         "missing: `--model.net`. Type `--model.net NAME`. Known: DEGradient, DEProx, DEQTransformer, "
         in capsys.readouterr().err
     )
+
+
+def test_subcommands_for_a_checkpoint_ask_for_one(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["test"])
+    assert "missing: what `test` is for. Type `--ckpt_path PATH`" in capsys.readouterr().err

@@ -57,7 +57,7 @@ def test_a_file_of_a_test_image_becomes_that_image(folder: Path, monkeypatch: py
 def test_digits_are_scaled_as_they_were(folder: Path) -> None:
     data = Digits()
     data.setup()
-    mean, std = data.view.moments
+    mean, std = data.moments
     pixels = (data.test_set[5][0] * std + mean) * 255
     one = Image.fromarray(pixels[0].round().numpy().astype(np.uint8))
     one.save("a.png")
@@ -95,7 +95,7 @@ def test_arrays(folder: Path) -> None:
         "objects.npy": "cannot be read as an array of numbers",
         "cut.npy": "cannot be read as an array of numbers",
         "flat.npy": "must hold numbers of shape (samples, 2, 8, 8), got float64 of shape (8, 8)",
-        "two.npz": "must hold one array, got 2",
+        "two.npz": "must hold one array or one named x, got ['a', 'b']",
         "none.npy": "there is no `none.npy`",
         "x.png": "takes new inputs from a file .npy or .npz, got `x.png`",
     }.items():

@@ -1,6 +1,8 @@
 """Images of which an observation is given, and which are to be found."""
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,15 @@ from deq_lightning.samples import RECONSTRUCTION, Samples
 
 SPLITS = ("train", "val", "test")
 EXAMPLE = "Type `--data.images Digits`."
+
+
+@contextmanager
+def _of_images() -> Iterator[None]:
+    """Let an error of the inner data name its arguments as they are set from outside: `images.root=PATH`."""
+    try:
+        yield
+    except DataError as error:
+        raise type(error)(re.sub(r"`(\w+)=", r"`images.\1=", str(error))) from error
 
 
 class Degraded(DataModule):
@@ -58,7 +69,8 @@ class Degraded(DataModule):
     @property
     def samples(self) -> Samples:
         """Description of the images to be found, and the operator."""
-        own = self.images.samples
+        with _of_images():
+            own = self.images.samples
         if own is None or own.channels is None or own.size is None or len(own.size) != 2:
             raise CombinationError(f"`images` must have one known size, `{type(self.images).__name__}` has not.")
         if fault := self.operator.fault(*own.size):
@@ -83,12 +95,14 @@ class Degraded(DataModule):
 
     def prepare_data(self) -> None:
         """Let the images be fetched and checked."""
-        self.images.prepare_data()
+        with _of_images():
+            self.images.prepare_data()
 
     def setup(self, stage: str | None = None) -> None:
         """Fill the splits that the images fill."""
         _ = self.samples
-        self.images.setup(stage)
+        with _of_images():
+            self.images.setup(stage)
         for number, split in enumerate(SPLITS):
             name = f"{split}_set"
             if (given := getattr(self.images, name)) is not None:

@@ -9,7 +9,6 @@ from torch.utils.data import TensorDataset
 
 from deq_lightning.configured import at_least, renamed
 from deq_lightning.data.base import DataModule, Size, check_sizes, samples_in
-from deq_lightning.data.images.unlabelled import fixed_view, image_inputs
 from deq_lightning.data.inputs import NewInputs
 from deq_lightning.samples import IMAGES, Samples
 
@@ -71,7 +70,7 @@ class Digits(DataModule):
     @property
     def moments(self) -> tuple[Tensor, Tensor] | None:
         """Mean and standard deviation of the training pixels; known after `setup`."""
-        return self.view.moments
+        return self._moments
 
     def setup(self, stage: str | None = None) -> None:
         """Split and normalise the images, whatever the stage."""
@@ -83,14 +82,16 @@ class Digits(DataModule):
         pixels = torch.as_tensor(images, dtype=torch.float32).reshape(-1, 1, 8, 8) / PIXEL_MAX
         mean, std = pixels[train].mean(), pixels[train].std()
         pixels = (pixels - mean) / std
-        self.view = fixed_view((1, 8, 8), [mean.item()], [std.item()])
+        self._moments = mean.view(1, 1, 1), std.view(1, 1, 1)
         targets = torch.as_tensor(labels)
         self.train_set, self.val_set, self.test_set = (TensorDataset(pixels[i], targets[i]) for i in (train, val, test))
 
     def inputs(self, path: str) -> NewInputs:
         """Return the images at a path, brought to 8x8 pixels, bright ink on dark ground; or an array of tensors."""
+        from deq_lightning.data.images.unlabelled import fixed_view, image_inputs  # torchvision takes seconds
+
         self.setup()
-        return image_inputs(self, path, self.view, (1, 8, 8))
+        return image_inputs(self, path, fixed_view((1, 8, 8), *([one.item()] for one in self._moments)), (1, 8, 8))
 
     def _split(self, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         from sklearn.model_selection import train_test_split

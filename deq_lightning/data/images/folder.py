@@ -33,9 +33,10 @@ class ImageFolder(DataModule):
     Images lie at any depth under the folder of their class; with `root/train/cat/1.png` and likewise `val` and `test`
     the splits are yours. Splits that are missing are taken from the training images, in the proportions of the classes;
     `seed` and the names of the files fix them. Grey images have 1 channel, colour 3, and so has a mixture; alpha is
-    dropped. Values in [0, 1] are normalised with mean and standard deviation of each channel, of the training images
-    (2,000 of them, evenly spread, if there are more). These, the size, the channels and the names of the classes are
-    saved in checkpoints, and those of a checkpoint are used with it.
+    dropped, and a rotation that a camera has noted is not applied, as in torchvision. Values in [0, 1] are normalised
+    with mean and standard deviation of each channel, of the training images (2,000 of them, evenly spread, if there are
+    more). These, the size, the channels and the names of the classes are saved in checkpoints, and those of a
+    checkpoint are used with it.
 
     Args:
         root: folder that holds the images.

@@ -11,9 +11,10 @@ from support.fake_data import make_cifar10
 from torch import Tensor
 from torchvision.transforms import v2
 
-from deq_lightning import CIFAR10, Blur, Degraded, Digits, Downsampling, KarateClub, RandomDots
+from deq_lightning import CIFAR10, MNIST, Blur, Degraded, Digits, Downsampling, KarateClub, RandomDots
+from deq_lightning.app.translation import with_flags
 from deq_lightning.configured import CombinationError
-from deq_lightning.data import DataError
+from deq_lightning.data import DataError, DatasetNotFoundError
 from deq_lightning.samples import RECONSTRUCTION, Samples
 
 
@@ -108,3 +109,11 @@ def test_what_does_not_fit_is_refused_in_a_line() -> None:
     message = "`factor` must divide height and width, got 3, for images of 8 x 8 pixels. Set another `operator`."
     with pytest.raises(CombinationError, match=f"^{re.escape(message)}$"):
         digits(Downsampling(3))
+
+
+def test_errors_of_the_images_name_their_arguments_from_outside(folder: Path) -> None:
+    data = Degraded(MNIST("nowhere"))
+    for asked in (data.prepare_data, data.setup):
+        with pytest.raises(DatasetNotFoundError, match=r"`images\.download=True` to fetch it, or `images\.root=PATH`"):
+            asked()
+    assert "Type `--data.images.root PATH`" in with_flags(DataError("Set `images.root=PATH`."))
