@@ -25,9 +25,8 @@ def in_brief(message: str, families: Mapping[str, Sequence[type]], flags: Sequen
     if number := re.search(r"Expected a <class '(int|float)'>.*?(?:Got|Given) value: (\S+?)\.?(?:\s|$)", message, re.S):
         return f"{flag}: must be {NUMBERS[number[1]]}, got {number[2]}."
     if literal := re.search(r"Expected a typing\.Literal\[(.*?)\]\. (?:Got|Given) value: (.+)", message):
-        return (
-            f"{flag}: must be {' or '.join(part.strip(QUOTES) for part in literal[1].split(', '))}, got {literal[2]}."
-        )
+        known = [part.strip(QUOTES) for part in literal[1].split(", ")]
+        return f"{flag}: must be {' or '.join(known)}, got {literal[2]}."
     if listed := re.search(r"Expected a <class '(?:[\w.]*\.)?(?:Sequence|[Ll]ist|tuple)'>\. Got value: (.+)", message):
         return f"{flag}: must be a list, got {listed[1]}. Type `[{listed[1]}]`."
     found = re.search(r"Expected a dot import path string: (\S+)", message)
