@@ -110,6 +110,8 @@ def read_cells(path: Path) -> Cells:
         raise DataError(f"`{path}` must be a table, .csv or .parquet. Save it as one of them.")
     try:
         cells = reader(path)
+    except DataError:
+        raise
     except OSError as error:
         raise DatasetNotFoundError(f"`{path}` cannot be read ({brief(error)}). Copy that file again.") from error
     _check_names(path, cells.names)

@@ -205,6 +205,10 @@ def test_parquet_is_read_through_pyarrow(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "rows.parquet").write_bytes(b"")
     with pytest.raises(DataError, match=r"row 3 of `.*`, column `x`: a value is missing"):
         Table(str(tmp_path / "rows.parquet"), "y").prepare_data()
+    package.parquet.read_table = lambda path: 1 / 0
+    with pytest.raises(DataError) as error:
+        Table(str(tmp_path / "rows.parquet"), "y").prepare_data()
+    assert str(error.value).count("Copy that file again") == 1
 
 
 def test_new_rows_need_no_target_and_are_encoded_as_the_training_was(folder: Path) -> None:
