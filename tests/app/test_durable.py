@@ -158,6 +158,7 @@ def test_durable_when_the_disk_is_full(
     assert main(["fit", "--ckpt_path", str(RUN / "last.ckpt"), *QUIET]).trainer.global_step == 8
 
 
+@pytest.mark.slow
 def test_durable_when_the_curves_cannot_be_written(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -188,6 +189,7 @@ def test_durable_errors_of_the_system_are_a_line(
     assert (code, lines) == (1, ["error: `somewhere` could not be written: Permission denied."])
 
 
+@pytest.mark.slow
 def test_durable_when_the_folder_of_a_run_is_gone(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -228,6 +230,7 @@ def test_durable_predictions_stay_until_new_ones_are_complete(
 # --- the best checkpoint ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", [3, slow(-1)])
 def test_durable_best_of_several(keep: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     accuracy_is(monkeypatch, 0.9, 0.5, 0.7, 0.6)

@@ -104,6 +104,7 @@ def test_edges_of_a_saved_config_in_a_notebook(folder: Path) -> None:
     assert cli.model.state_dict().keys() == saved.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", [slow(""), slow("module."), slow("model."), "net."])
 def test_edges_of_weights_from_elsewhere(prefix: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     net = main(ONE[1:], run=False).model.net

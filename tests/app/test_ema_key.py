@@ -17,6 +17,7 @@ FIT = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error:.*(WeightAveraging|'EMA)")
 @pytest.mark.parametrize(
     ("options", "kind"),

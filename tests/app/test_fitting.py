@@ -44,6 +44,7 @@ def test_other_graphs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert net_of(*arguments).in_features == 7
 
 
+@pytest.mark.slow
 def test_another_vocabulary(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_wikitext(folder, monkeypatch)
     data = ("--data", "WikiText2", "--data.root", str(folder / "wikitext-2"), "--data.vocab_size", "20")

@@ -32,6 +32,7 @@ def test_flags() -> None:
     assert sizes_of("--data.val_fraction", "0.3", "--data.val_size", "100") == (100, 0.2)
 
 
+@pytest.mark.slow
 def test_configs(folder: Path) -> None:
     data = {"class_path": "Digits", "init_args": {"val_fraction": 0.3, "test_fraction": 0.1}}
     (folder / "old.yaml").write_text(yaml.safe_dump({"data": data}))

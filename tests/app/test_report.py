@@ -115,6 +115,7 @@ def test_a_line_an_epoch(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert lines[-1].endswith("0:00:00 left")
 
 
+@pytest.mark.slow
 def test_the_loss_of_a_line_is_the_mean_of_its_batches(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,6 +132,7 @@ def test_the_loss_of_a_line_is_the_mean_of_its_batches(
         assert f"train_loss {sum(part) / 4:.3g}" in line or f"train_loss {sum(part) / 4:.4g}" in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "heads"),
     [
@@ -173,6 +175,7 @@ def test_the_time_left_is_of_the_whole_run(monkeypatch: pytest.MonkeyPatch) -> N
     assert clock.left(SimpleNamespace(callbacks=[], global_step=20, estimated_stepping_batches=630)) == "1:01:00"
 
 
+@pytest.mark.slow
 def test_text_is_counted_in_words(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -194,6 +197,7 @@ def test_text_is_counted_in_words(
     assert " words/s" in out
 
 
+@pytest.mark.slow
 def test_fast_dev_run_has_no_lines(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["fit", *LOUD, "--trainer.fast_dev_run", "true"])
     assert not epoch_lines(capsys.readouterr().out)

@@ -24,6 +24,7 @@ def test_it_is_tested(old: str) -> None:
     assert metrics["test_solver_converged"] < 0.5  # in the ten evaluations of its config
 
 
+@pytest.mark.slow
 def test_it_finds_its_equilibria_with_a_larger_budget(old: str) -> None:
     metrics = main(["test", "--ckpt_path", old, "--model.net.solver.eval_max_steps", "30"]).trainer.callback_metrics
     assert metrics["test_acc"] >= 0.985

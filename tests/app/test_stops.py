@@ -91,6 +91,7 @@ def test_before_the_first_checkpoint(
     assert last == "stopped before the first checkpoint: there is nothing to continue yet"
 
 
+@pytest.mark.slow
 def test_in_the_test_that_ends_a_fit(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -99,6 +100,7 @@ def test_in_the_test_that_ends_a_fit(
     assert last == f"{CONTINUE}fit --ckpt_path checkpoints/digits_upg/last.ckpt"
 
 
+@pytest.mark.slow
 def test_the_last_line_is_beside_no_bar(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -127,6 +129,7 @@ def test_a_continued_run_is_typed_again(
     assert stopped(again, capsys) == (130, CONTINUE + " ".join(again))
 
 
+@pytest.mark.slow
 def test_cross_validation_is_typed_again(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -92,6 +92,7 @@ def test_what_does_not_fit_is_said() -> None:
     assert MultiLabel(EquilibriumMLP(4, 2, width=4)).mode_of("val_f1") == "max"
 
 
+@pytest.mark.slow
 def test_a_run_on_arrays(folder: Path) -> None:
     random = np.random.RandomState(0)
     x = random.randn(300, 4).astype(np.float32)

@@ -180,6 +180,7 @@ def test_flags_alone_train_and_predict(folder: Path) -> None:
     assert len(rows) == 12 and all(float(row["prediction_height"]) > 9e5 for row in rows)
 
 
+@pytest.mark.slow
 def test_a_later_table_is_tested_with_the_categories_of_the_checkpoint(folder: Path) -> None:
     rows = [f"{row},{'abc'[row % 3]},{row % 7 + 0.5}\n" for row in range(60)]
     for name, known in (("all.csv", "abc"), ("later.csv", "ab")):
