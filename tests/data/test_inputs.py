@@ -90,6 +90,8 @@ def test_arrays(folder: Path) -> None:
     assert batches(dots.inputs("one.npy"))[0].shape == (1, 2, 8, 8)
     np.save("objects.npy", np.array([{}]), allow_pickle=True)
     np.savez("two.npz", a=x, b=x)
+    np.savez("named.npz", y=np.zeros(len(x)), x=x)
+    assert torch.equal(batches(dots.inputs("named.npz"))[0], batches(dots.inputs("x.npy"))[0])
     Path("cut.npy").write_bytes(Path("x.npy").read_bytes()[:200])
     for name, message in {
         "objects.npy": "cannot be read as an array of numbers",
