@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.marks import slow
 
 import deq_lightning
 
@@ -32,7 +33,7 @@ def test_the_package_alone_imports_nothing(use: str) -> None:
     ("names", "expected"),
     [
         ("Broyden, Anderson", {"torch"}),
-        pytest.param("MDEQ, UPG", LIGHTNING, marks=pytest.mark.slow),
+        slow("MDEQ, UPG", LIGHTNING),
     ],
 )
 def test_a_name_brings_what_it_needs(names: str, expected: set[str]) -> None:

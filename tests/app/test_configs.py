@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from support import fake_data
+from support.marks import slow
 
 from deq_lightning.cli import main
 
@@ -145,7 +146,7 @@ def test_its_header_names_source_differences_and_results(config: Path) -> None:
 
 def one_of_each_family(path: Path) -> object:
     """Return the parameter; the other configs of a family are run with the slow tests."""
-    return pytest.param(path, id=path.stem, marks=[] if path.stem in QUICK else [pytest.mark.slow])
+    return (pytest.param if path.stem in QUICK else slow)(path, id=path.stem)
 
 
 @pytest.mark.parametrize("config", map(one_of_each_family, CONFIGS))

@@ -231,7 +231,7 @@ def test_durable_predictions_stay_until_new_ones_are_complete(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("keep", [3, slow(-1)])
+@pytest.mark.parametrize("keep", [3, -1])
 def test_durable_best_of_several(keep: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     accuracy_is(monkeypatch, 0.9, 0.5, 0.7, 0.6)
     cli = main([*FIT, "--trainer.max_epochs", "4", "--best_checkpoint.save_top_k", str(keep)])

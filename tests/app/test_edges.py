@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from support.marks import slow
 from support.runs import TINY
 
 from deq_lightning.cli import main
@@ -105,7 +104,7 @@ def test_edges_of_a_saved_config_in_a_notebook(folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("prefix", [slow(""), slow("module."), slow("model."), "net."])
+@pytest.mark.parametrize("prefix", ["", "module.", "model.", "net."])
 def test_edges_of_weights_from_elsewhere(prefix: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     net = main(ONE[1:], run=False).model.net
     torch.save({prefix + name: tensor for name, tensor in net.state_dict().items()}, "bare.pt")

@@ -23,10 +23,9 @@ FIT = [
     ("options", "kind"),
     [
         (["--ema.decay", "0.7"], EMA),
-        pytest.param(
+        slow(
             ["--trainer.callbacks+=EMAWeightAveraging", "--trainer.callbacks.decay=0.7"],
             EMAWeightAveraging,
-            marks=pytest.mark.slow,
         ),
     ],
     ids=["ours", "Lightning's"],

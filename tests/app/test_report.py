@@ -12,7 +12,6 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import TQDMProgressBar
 from support.fake_data import make_wikitext
-from support.marks import slow
 from support.runs import TINY, trainer
 
 from deq_lightning import MDEQ, Anderson, ImageClassification, JacobianPenalty, NeuralODE
@@ -137,12 +136,8 @@ def test_the_loss_of_a_line_is_the_mean_of_its_batches(
     ("options", "heads"),
     [
         (["--trainer.val_check_interval", "2", "--trainer.max_epochs", "1"], ["epoch 1/1  step 2  ", "epoch 1/1  tr"]),
-        slow(
-            ["--trainer.max_epochs", "-1", "--trainer.max_steps", "6"], ["epoch 1  step 4/6  ", "epoch 2  step 6/6  "]
-        ),
-        slow(
-            ["--trainer.check_val_every_n_epoch", "2", "--trainer.max_epochs", "2"], ["epoch 1/2  tr", "epoch 2/2  tr"]
-        ),
+        (["--trainer.max_epochs", "-1", "--trainer.max_steps", "6"], ["epoch 1  step 4/6  ", "epoch 2  step 6/6  "]),
+        (["--trainer.check_val_every_n_epoch", "2", "--trainer.max_epochs", "2"], ["epoch 1/2  tr", "epoch 2/2  tr"]),
     ],
 )
 def test_runs_measured_otherwise(

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.marks import slow
 from support.runs import TINY, assert_equal
 
 from deq_lightning.cli import main
@@ -19,15 +20,14 @@ def last(run: str) -> dict[str, Any]:
     [
         pytest.param(["--model.lr_scheduler", "null"], id="upg"),
         # 4 steps an epoch: the stage ends in the third of four epochs, after the interruption
-        pytest.param(
+        slow(
             [
                 *("--model.lr_scheduler", "null"),
                 *("--gradient.pretrain_steps", "10", "--gradient.unroll_steps", "2"),
             ],
             id="across pretraining",
-            marks=pytest.mark.slow,
         ),
-        pytest.param(
+        slow(
             [
                 *("--gradient", "Implicit", "--gradient.adjoint_solver", "Anderson"),
                 *("--gradient.adjoint_solver.max_steps", "6"),
@@ -39,7 +39,6 @@ def last(run: str) -> dict[str, Any]:
                 ),
             ],
             id="implicit with a schedule",
-            marks=pytest.mark.slow,
         ),
     ],
 )

@@ -56,9 +56,7 @@ def stopped(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[i
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("number", "status"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
-)
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_the_last_line_continues_the_run(number: signal.Signals, status: int, folder: Path) -> None:
     checkpoint = Path("checkpoints/digits_upg/last.ckpt")
     command = [sys.executable, "-m", "deq_lightning", *FIT, "--trainer.max_epochs", "10000"]

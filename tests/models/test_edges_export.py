@@ -46,7 +46,7 @@ GRAPHS = {
     "nodes": lambda solver: IGNNNodeClassifier(5, 2, [4], perron=3.0, solver=solver),
 }
 LARGE = ["mdeq", "fpn", "segmentation", "mon_conv", "mon_multi", "language", "adaptive"]
-FAMILY_NAMES = [pytest.param(name, marks=[pytest.mark.slow] if name in LARGE else []) for name in FAMILIES]
+FAMILY_NAMES = [slow(name) if name in LARGE else name for name in FAMILIES]
 SOLVERS = [FixedPointIteration, Anderson, Broyden]
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from support.marks import slow
 from support.runs import QUIET, assert_equal
 
 from deq_lightning import (
@@ -219,12 +220,11 @@ def state(module: LanguageModeling, running: pl.Trainer, path: Path) -> dict[str
         pytest.param("on_validation_end", 3, {"max_steps": 9, "val_check_interval": 3}, id="after a validation"),
         pytest.param("on_train_epoch_end", 7, {"max_epochs": 2, "val_check_interval": 3}, id="after an epoch"),
         pytest.param("on_train_batch_end", 7, {"max_epochs": 2, "limit_train_batches": 5}, id="in a part of the text"),
-        pytest.param(
+        slow(
             "on_train_epoch_end",
             5,
             {"max_epochs": 2, "limit_train_batches": 5, "limit_val_batches": 0},
             id="after an epoch on a part of the text",
-            marks=pytest.mark.slow,
         ),
     ],
 )
