@@ -1,5 +1,7 @@
 """Normalisation."""
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deq_lightning.models.layers.differentiation import carries_tangent
@@ -23,6 +25,7 @@ class PositionNorm(nn.GroupNorm):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise the groups of every position."""
-        rows = input.movedim(1, -1)
-        return super().forward(rows.reshape(-1, self.num_channels)).view(rows.shape).movedim(-1, 1)
+        """Normalise the groups of every position, as layers: faster than as many small samples."""
+        groups = input.movedim(1, -1).unflatten(-1, (self.num_groups, -1))
+        rows = F.layer_norm(groups, groups.shape[-1:], eps=self.eps).flatten(-2)
+        return torch.addcmul(self.bias, rows, self.weight).movedim(-1, 1)
