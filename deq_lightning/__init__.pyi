@@ -14,6 +14,7 @@ from .data import Cityscapes as Cityscapes
 from .data import DataModule as DataModule
 from .data import Degraded as Degraded
 from .data import Digits as Digits
+from .data import GeometricDataset as GeometricDataset
 from .data import GraphDataModule as GraphDataModule
 from .data import Graphs as Graphs
 from .data import ImageFiles as ImageFiles

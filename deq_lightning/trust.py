@@ -3,11 +3,13 @@
 import importlib.util
 import inspect
 import pydoc
+import re
 import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import yaml
@@ -166,3 +168,51 @@ def only_plain(*classes: Any) -> Iterator[None]:
         finally:
             torch.serialization.clear_safe_globals()
             torch.serialization.add_safe_globals(before)
+
+
+PLAIN = {  # module, and what may be made of it; arrays, matrices and graphs have modules of several names
+    r"builtins|__builtin__": "object|list|dict|set|frozenset|tuple|slice|range|int|long|float|complex|bool|str|bytes"
+    "|bytearray|unicode",
+    r"collections": "OrderedDict|defaultdict|Counter|deque",
+    r"copyreg|copy_reg": "_reconstructor",  # an object of a class that may be made
+    r"_codecs": "encode",
+    r"numpy(\.\w+)*": r"_reconstruct|ndarray|dtype|scalar|_frombuffer",
+    r"scipy\.sparse(\.\w+)*": r"[a-z]{3}_(matrix|array)",
+    r"torch": r"\w+Storage|Size|device|float\d+|u?int\d+|bool",
+    r"torch\._utils": r"_rebuild_tensor(_v2)?|_rebuild_parameter",
+    r"torch\.storage": r"UntypedStorage|TypedStorage|_load_from_bytes",  # which names its own parts here as well
+    r"torch_geometric\.data(\.\w+)*": r"(Hetero)?Data|\w+Storage|DataEdgeAttr|DataTensorAttr",
+}
+_watches: list[object] = []  # as many as there are blocks in which pickles are checked
+
+
+@contextmanager
+def plain_pickles() -> Iterator[None]:
+    """Let nothing be unpickled but arrays, tensors, graphs and plain data, whoever reads it, in any thread.
+
+    Python tells which name a pickle looks up before it does (the event `pickle.find_class`), so that this holds for
+    readers of other libraries as well. Such a listener stays for the life of the process; outside of this it is idle.
+
+    Raises:
+        UnpicklingError: in the block, where a pickle names something else.
+    """
+    if not _listening.is_set():
+        sys.addaudithook(_check_pickle)
+        _listening.set()
+    mark = object()
+    _watches.append(mark)
+    try:
+        yield
+    finally:
+        _watches.remove(mark)
+
+
+_listening = threading.Event()
+
+
+def _check_pickle(event: str, arguments: tuple[Any, ...]) -> None:
+    if event != "pickle.find_class" or not _watches:
+        return
+    module, name = arguments
+    if not any(re.fullmatch(one, module) and re.fullmatch(names, name) for one, names in PLAIN.items()):
+        raise UnpicklingError(f"names `{module}.{name}`, which is no data, and was not run")

@@ -21,6 +21,7 @@ from deq_lightning import (
     Degraded,
     DEQTransformer,
     Digits,
+    GeometricDataset,
     Graphs,
     ImageFolder,
     ImplicitGraphLayer,
@@ -158,6 +159,7 @@ REFUSED = {  # of each argument, the nearest value that is too small or outside 
 }
 MAY_BE_EMPTY = {"cutoffs", "introspection_widths", "thresholds"}
 SMALL = {  # what must be given, and what keeps the networks of millions of parameters small
+    GeometricDataset: {"name": "FakeDataset"},
     Graphs: {"root": "graphs"},
     ImageFolder: {"root": "pictures"},
     Degraded: {"images": Digits()},

@@ -4,6 +4,7 @@ from .errors import DatasetNotFoundError as DatasetNotFoundError
 from .errors import SplitError as SplitError
 from .graphs.base import GraphDataModule as GraphDataModule
 from .graphs.chains import Chains as Chains
+from .graphs.geometric import GeometricDataset as GeometricDataset
 from .graphs.karate import KarateClub as KarateClub
 from .graphs.own import Graphs as Graphs
 from .graphs.ppi import PPI as PPI

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.data.data import DataEdgeAttr, DataTensorAttr
+from torch_geometric.data.separate import separate
 from torch_geometric.data.storage import GlobalStorage
 
 from deq_lightning.data.errors import DataError, DatasetNotFoundError, brief
@@ -51,7 +52,7 @@ class Widths(NamedTuple):
 
 
 def read_graphs(path: Path, name: str | None = None) -> list[Saved]:
-    """Return the graphs of a file: one or a list, each a `Data` of PyTorch Geometric, or a dictionary of its tensors.
+    """Return the graphs of a file: a `Data` of PyTorch Geometric, a dictionary of its tensors, a list, or a dataset.
 
     Args:
         path: the file.
@@ -65,13 +66,26 @@ def read_graphs(path: Path, name: str | None = None) -> list[Saved]:
     try:
         with only_plain(*KNOWN):
             content = torch.load(path, map_location="cpu", weights_only=True)
+        content = _apart(content)
         several = isinstance(content, list | tuple)
         found = [_values(one) for one in (content if several else [content])]
     except Exception as error:  # whatever reading a file of anybody may raise
         raise DatasetNotFoundError(f"`{name}` {_reason(error)}. {SAVE_PLAIN}, or the `Data` itself.") from error
     if not found:
         raise DataError(f"`{name}` must hold a graph or more, got none. Leave it out.")
-    return [_made(f"{name}[{number}]" if several else name, values) for number, values in enumerate(found)]
+    return [made(f"{name}[{number}]" if several else name, values) for number, values in enumerate(found)]
+
+
+def _apart(content: Any) -> Any:
+    """Return the graphs that an `InMemoryDataset` saves as one, with where each begins."""
+    if not (isinstance(content, tuple) and len(content) == 3 and content[2] is Data):
+        return content
+    values, slices, _ = content
+    together = Data.from_dict(values)
+    if not slices:
+        return [together]
+    count = len(next(iter(slices.values()))) - 1
+    return [separate(Data, together, number, slices, decrement=False) for number in range(count)]
 
 
 def _values(one: Any) -> Mapping[str, Any]:
@@ -84,13 +98,24 @@ def _values(one: Any) -> Mapping[str, Any]:
 
 def _reason(error: Exception) -> str:
     """Say why a file cannot be read; PyTorch's own words advise to run what is in it."""
-    if named := re.search(r"GLOBAL ([\w.]+)", str(error)):
-        return f"names `{named[1]}`, and must hold nothing but tensors and graphs: it was not run"
+    if named := refused_name(error):
+        return named
     reason = f" ({brief(error)})" if isinstance(error, TypeError | OSError) else ""
     return f"cannot be read as graphs, it is damaged or holds something else{reason}"
 
 
-def _made(name: str, values: Mapping[str, Any]) -> Saved:
+def refused_name(error: Exception) -> str | None:
+    """Say what a file names that PyTorch has refused to unpickle."""
+    named = re.search(r"GLOBAL ([\w.]+)", str(error))
+    return named and f"names `{named[1]}`, and must hold nothing but tensors and graphs: it was not run"
+
+
+def made(name: str, values: Mapping[str, Any]) -> Saved:
+    """Return a graph of these entries.
+
+    Raises:
+        DataError: if they make none.
+    """
     x, edges = (_tensor(name, values, key) for key in ("x", "edge_index"))
     for key, value in (("x", x), ("edge_index", edges)):
         if value is None:
