@@ -1,12 +1,13 @@
-"""Which parts of a recipe let a reasoner solve problems larger than those it was trained on.
+"""Which parts of a recipe let a reasoner solve problems larger, or harder, than those it was trained on.
 
-    OMP_NUM_THREADS=2 OMP_WAIT_POLICY=PASSIVE python benchmarks/reasoning.py prefix_sums --seeds 3
+    OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python benchmarks/reasoning.py prefix_sums
 
 Every row is the shipped config with one thing changed, fitted and then scaled as whole processes: exact accuracy of
 each test set with the largest budget, the evaluations after which samples stop by themselves, and path independence.
+Other gradients train for as many epochs as take the time of the config's. Runs that are in the JSON file already are
+not run again.
 """
 
-import argparse
 import json
 import os
 import re
@@ -14,41 +15,71 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import yaml
+from figures import options_for
 from measure import versions
 
 ROOT = Path(__file__).parent.parent
 SOLVER = "--model.net.solver"
-VARIANTS = {
-    "prefix_sums": {
-        "the config": "",
-        "no random starts": "--model.net.random_start 0",
-        "no random budgets": f"{SOLVER}.min_steps null",
-        "no penalty": "--model.penalty null",
-        "no random starts, no penalty": "--model.net.random_start 0 --model.penalty null",
-        "none of the three": f"--model.net.random_start 0 --model.penalty null {SOLVER}.min_steps null",
-        "JFB": "--gradient JFB",
-        "NPG(5, 0.8)": "--gradient NPG --gradient.k 5 --gradient.damping 0.8",
-        "Implicit": "--gradient Implicit",
-        "Unrolled(20)": "--gradient Unrolled --gradient.unroll_steps 20",
-    },
-    "sudoku4": {
-        "the config": "",
-        "one segment": "--model.segments 1 --model.halting false",
-        "UPG(2, 1)": f"--gradient UPG --gradient.k 2 --gradient.damping 1 {SOLVER}.max_steps 1",
-        "NPG(2, 1)": "--gradient NPG --gradient.k 2 --gradient.damping 1",
-        "Implicit": "--gradient Implicit",
-        "damping, noise, random starts": f"{SOLVER}.damping 0.95 {SOLVER}.noise 0.01 --model.net.random_start 1",
-    },
+Table = dict[str, dict[str, dict[str, Any]]]  # row, seed, what was found
+
+
+@dataclass
+class Problem:
+    """A config, and what is compared on it."""
+
+    config: str
+    scale: str  # options of `scale`
+    changes: dict[str, str]  # rows of as many epochs
+    gradients: dict[str, str]  # rows of as much time
+    flags: str = ""  # of every row
+    figures: dict[str, str] = field(default_factory=lambda: {"test_exact_acc": ".3f"})
+
+
+PROBLEMS = {
+    "prefix_sums": Problem(
+        "prefix_sums_upg",
+        "--budgets [20,40,80,160,320] --data.test_lengths [16,32,64,128]",
+        {
+            "the config": "",
+            "no random starts": "--model.net.random_start 0",
+            "no random budgets": f"{SOLVER}.min_steps null",
+            "no penalty": "--model.penalty null",
+            "no random starts, no penalty": "--model.net.random_start 0 --model.penalty null",
+            "none of the three": f"--model.net.random_start 0 --model.penalty null {SOLVER}.min_steps null",
+            "explicit, 20 steps": "--gradient Unrolled --gradient.unroll_steps 20 --model.penalty null",
+        },
+        {
+            "JFB": "--gradient JFB",
+            "NPG(5, 0.8)": "--gradient NPG --gradient.k 5 --gradient.damping 0.8",
+            "Implicit": "--gradient Implicit",
+        },
+        figures={"test_exact_acc": ".2f", "test_solver_steps": ".0f", "path_independence": ".4f"},
+    ),
+    "sudoku6": Problem(
+        "sudoku6_recursive",
+        "--model.eval_segments 1 --budgets [1,3,7,15,31]",  # a segment is one more cycle than its budget
+        {
+            "the config": "",
+            "one segment": "--model.segments 1 --model.halting false",
+            "no average of the weights": "--ema null",
+            "damping, noise, random starts": f"{SOLVER}.damping 0.95 {SOLVER}.noise 0.01 --model.net.random_start 1",
+        },
+        {
+            "UPG(2, 1)": f"--gradient UPG --gradient.k 2 --gradient.damping 1 {SOLVER}.max_steps 1",
+            "NPG(2, 1)": "--gradient NPG --gradient.k 2 --gradient.damping 1",
+            "Implicit": "--gradient Implicit",
+        },
+        flags="--trainer.max_epochs 20",
+    ),
 }
-CONFIGS = {"prefix_sums": "prefix_sums_upg", "sudoku4": "sudoku4_recursive"}
-SCALE = {
-    "prefix_sums": "--budgets [20,40,80,160,320] --data.test_lengths [16,32,64,128]",
-    "sudoku4": "--budgets [1,2]",
-}
+PROBLEMS["sudoku4"] = Problem(**{**vars(PROBLEMS["sudoku6"]), "config": "sudoku4_recursive", "flags": ""})
 
 
 def command(arguments: str, folder: str) -> str:
@@ -64,62 +95,92 @@ def command(arguments: str, folder: str) -> str:
     return done.stdout
 
 
-def run(problem: str, changes: str, seed: int) -> dict[str, Any]:
-    """Fit and scale in an empty folder; return the row of the largest budget of each test set, and the seconds."""
+def fit(problem: Problem, changes: str, seed: int, folder: str) -> str:
+    """Fit in a folder; return what it prints."""
+    always = f"--seed_everything {seed} --test_after_fit false"
+    return command(f"fit --config {problem.config} {always} {problem.flags} {changes}", folder)
+
+
+def run(problem: Problem, changes: str, seed: int) -> dict[str, Any]:
+    """Fit and scale in an empty folder; return the seconds of the fit, and the rows of each test set."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        options = f"--seed_everything {seed} --test_after_fit false"
-        printed = command(f"fit --config {CONFIGS[problem]} {options} {changes}", folder)
+        printed = fit(problem, changes, seed, folder)
         seconds = time.perf_counter() - start
         (best,) = re.findall(r"^best checkpoint: (\S+)", printed, re.M)
-        command(f"scale --ckpt_path {best} {SCALE[problem]}", folder)
+        command(f"scale --ckpt_path {best} {problem.scale}", folder)
         rows = json.loads(Path(folder, best).with_name("scale.json").read_text())["rows"]
-    return {
-        "seconds": seconds,
-        "sets": {row["set"]: row for row in rows},
-    }  # the last row of a set has the largest budget
+    sets: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:  # by budget
+        sets.setdefault(row["set"], []).append(row)
+    return {"seconds": seconds, "sets": sets}
 
 
-def shown(runs: list[dict[str, Any]], name: str, figure: str, digits: str) -> str:
-    """Return a figure of a test set over the seeds, and its mean."""
-    found = [run["sets"][name].get(figure) for run in runs]
-    values = [float("nan") if value is None else value for value in found]  # an explicit network solves nothing
-    mean = f" ({fmean(values):{digits}})" if len(values) > 1 else ""
-    return ", ".join(f"{value:{digits}}" for value in values) + mean
+def speed(problem: Problem, changes: str, seed: int) -> float:
+    """Return the epochs in a second, of the first one."""
+    with tempfile.TemporaryDirectory() as folder:
+        printed = fit(problem, f"{changes} --trainer.max_epochs 1", seed, folder)
+    (count,) = re.findall(r" ([\d,.]+) puzzles/s", printed)
+    (train,) = re.findall(r"puzzles: ([\d,]+) train", printed)
+    return float(count.replace(",", "")) / float(train.replace(",", ""))
+
+
+def as_long(problem: Problem, changes: str, seed: int) -> str:
+    """Return the changes, and the epochs that take the time of the config's."""
+    config = yaml.safe_load((ROOT / "configs" / f"{problem.config}.yaml").read_text())
+    given = re.findall(r"--trainer\.max_epochs (\d+)", problem.flags)
+    epochs = int(given[0]) if given else config["trainer"]["max_epochs"]
+    ratio = speed(problem, changes, seed) / speed(problem, "", seed)
+    epochs = max(1, round(epochs * ratio))
+    return f"{changes} --trainer.max_epochs {epochs} --trainer.check_val_every_n_epoch {epochs}"
+
+
+def shown(values: Sequence[float | None], digits: str) -> str:
+    """Return figures over the seeds, and their mean."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return ""  # an explicit network solves nothing
+    mean = f" ({fmean(known):{digits}})" if len(known) > 1 else ""
+    return ", ".join(f"{value:{digits}}" for value in known) + mean
+
+
+def print_table(table: Mapping[str, Mapping[str, Mapping[str, Any]]], figures: Mapping[str, str]) -> None:
+    """Print a row for each row, with the largest budget of each test set."""
+    rows = {name: list(runs.values()) for name, runs in table.items() if runs}
+    sets = list(next(iter(rows.values()))[0]["sets"])
+    heads = [f"{figure} {one}" for one in sets for figure in figures]
+    print(f"| | {' | '.join(heads)} | seconds |\n|{'---|' * (len(heads) + 2)}")
+    for name, runs in rows.items():
+        cells = [
+            shown([run["sets"][one][-1].get(figure) for run in runs], digits)
+            for one in sets
+            for figure, digits in figures.items()
+        ]
+        print(f"| {name} | {' | '.join(cells)} | {fmean(run['seconds'] for run in runs):.0f} |")
 
 
 def main() -> None:
-    """Print the table and write it as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("problem", choices=sorted(VARIANTS))
-    parser.add_argument("--seeds", type=int, default=3)
+    """Run what is missing, print the table, and write it as JSON."""
+    parser = options_for("reasoning", __doc__)
+    parser.add_argument("problem", choices=sorted(PROBLEMS))
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--only", nargs="*", help="names of the rows")
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    print(f"{versions()}; seeds 0 to {options.seeds - 1}, mean in brackets\n", flush=True)
-    table: dict[str, Any] = {}
-    for name, changes in VARIANTS[options.problem].items():
-        if options.only and name not in options.only:
-            continue
-        runs = [run(options.problem, changes, seed) for seed in range(options.seeds)]
-        sets = list(runs[0]["sets"])
-        if not table:
-            heads = [f"exact {one} | steps {one} | independence {one}" for one in sets]
-            print(f"| | {' | '.join(heads)} | seconds |\n|{'---|' * (3 * len(sets) + 2)}")
-        cells = [
-            shown(runs, one, figure, digits)
-            for one in sets
-            for figure, digits in (
-                ("test_exact_acc", ".2f"),
-                ("test_solver_steps", ".0f"),
-                ("path_independence", ".4f"),
-            )
-        ]
-        print(f"| {name} | {' | '.join(cells)} | {fmean(run['seconds'] for run in runs):.0f} |", flush=True)
-        table[name] = runs
-    path = options.json or ROOT / "benchmarks" / "results" / f"reasoning_{options.problem}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"versions": versions(), "table": table}, indent=2))
+    problem = PROBLEMS[options.problem]
+    path = options.json.with_stem(f"{options.json.stem}_{options.problem}")
+    table: Table = json.loads(path.read_text())["table"] if path.exists() else {}
+    for seed in options.seeds:
+        for name, changes in (problem.changes | problem.gradients).items():
+            runs = table.setdefault(name, {})
+            if str(seed) in runs or (options.only and name not in options.only):
+                continue
+            if name in problem.gradients:
+                changes = as_long(problem, changes, seed)
+            runs[str(seed)] = run(problem, changes, seed)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps({"versions": versions(), "table": table}, indent=1))
+            print(f"{name}, seed {seed}: {runs[str(seed)]['seconds']:.0f} s", flush=True)
+    print_table(table, problem.figures)
 
 
 if __name__ == "__main__":
