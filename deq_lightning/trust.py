@@ -16,6 +16,7 @@ import yaml
 
 LIBRARIES = ("deq_lightning", "torch.optim", "pytorch_lightning", "torchvision.transforms")
 ONE_LIST = threading.RLock()  # PyTorch has one list of safe classes in a process
+ENDINGS = ("csv", "parquet", "npy", "npz", "pt", "txt", "json", "jsonl", "png", "jpg", "jpeg")  # `test.csv` is no class
 LONGEST = 2**20  # bytes of a file that a setting may name and whose content would be read as settings
 
 
@@ -66,7 +67,7 @@ def unfolded(settings: Any) -> Any:
 def _importable(name: str) -> bool:
     """Say whether a string is the path of something that could be imported, without importing it."""
     head, *rest = name.strip().split(".")
-    if not rest or not all(part.isidentifier() for part in (head, *rest)):
+    if not rest or rest[-1].lower() in ENDINGS or not all(part.isidentifier() for part in (head, *rest)):
         return False
     try:
         return head in sys.modules or importlib.util.find_spec(head) is not None

@@ -27,7 +27,7 @@ class ScaleTrainer(pl.Trainer):
         self,
         model: ImplicitTask,
         datamodule: pl.LightningDataModule,
-        budgets: tuple[int, ...] = (5, 10, 20, 40, 80, 160),
+        budgets: tuple[int, ...] | str | None = None,
         rtol: float | None = None,
         restarts: int = 1,
         choose: Choice = "residual",
@@ -44,7 +44,8 @@ class ScaleTrainer(pl.Trainer):
         Args:
             model: the task.
             datamodule: the data.
-            budgets: evaluations of the cell, each 1 or more, ascending.
+            budgets: evaluations of the cell, each 1 or more, ascending, such as 10,20,40. None: 5, 10, 20 and so on, up
+                to 160, or to those that the model has in evaluation where they are more.
             rtol: relative residual at which a sample stops by itself, in [0, 1). None: the solver's own, or 1e-3 where
                 that is 0.
             restarts: solves of every sample from random starts, of whose answers one is chosen. 1: the usual start.
@@ -57,14 +58,16 @@ class ScaleTrainer(pl.Trainer):
             UsageError: if an argument is out of its range.
             CombinationError: if nothing is solved, or there is no answer to choose.
         """
-        _check(budgets, rtol, restarts, choose)
+        counts = _numbers(budgets)
+        _check(counts, rtol, restarts, choose)
         solvers = [one.solver for one in model.implicit_models()]
         if not solvers:
             raise CombinationError(f"`scale` needs an equilibrium, and `{type(model.net).__name__}` has none.")
+        counts = counts or _doubled(max(solver.eval_max_steps or solver.max_steps for solver in solvers))
         rtol = max(solver.rtol for solver in solvers) or RTOL if rtol is None else rtol
         path = Path(output) if output is not None else Path(ckpt_path or ".").with_name("scale")
         rows: list[Row] = []
-        for budget in budgets:
+        for budget in counts:
             changed = solving(model, max_steps=budget, eval_max_steps=None, rtol=rtol)
             with changed, restarted(model, restarts, choose) if restarts > 1 else nullcontext() as tries:
                 self.test(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False, weights_only=weights_only)
@@ -72,7 +75,7 @@ class ScaleTrainer(pl.Trainer):
                 own = dict(_rows(self, model.test_names))
                 for name, row in own.items():
                     row |= {f"pass@{restarts}": tries.passed(name)} if tries is not None else {}
-                if budget == budgets[-1]:
+                if budget == counts[-1]:
                     for name, cosine in _independence(self, model, datamodule):
                         own[name]["path_independence"] = cosine
             rows += [{"budget": budget, **({"set": name} if name else {}), **row} for name, row in own.items()]
@@ -85,13 +88,30 @@ class ScaleTrainer(pl.Trainer):
         draw(path, rows, figure if figure in rows[0] else next(name for name in rows[0] if name.startswith("test_")))
 
 
-def _check(budgets: Sequence[int], rtol: float | None, restarts: int, choose: str) -> None:
+def _numbers(budgets: Sequence[int] | str | None) -> Sequence[int] | None:
+    """Return budgets as they were typed, as numbers."""
+    if not isinstance(budgets, str):
+        return budgets
+    try:
+        return [int(one) for one in budgets.split(",")]
+    except ValueError as error:
+        raise UsageError(f"`--budgets` must be whole numbers, such as 10,20,40, got {budgets}.") from error
+
+
+def _doubled(most: int) -> Sequence[int]:
+    """Return 5, 10, 20, 40, 80, 160, and so on below `most`, and then that."""
+    doubled = [5 * 2**power for power in range(max(6, most.bit_length()))]
+    return [one for one in doubled if one <= 160 or one < most] + ([most] if most > 160 else [])
+
+
+def _check(budgets: Sequence[int] | None, rtol: float | None, restarts: int, choose: str) -> None:
     """Raise a UsageError unless the arguments are in their ranges."""
     try:
-        listed(budgets=budgets)
-        for budget in budgets:
-            whole(1, budgets=budget)
-        ascending(budgets=budgets)
+        if budgets is not None:
+            listed(budgets=budgets)
+            for budget in budgets:
+                whole(1, budgets=budget)
+            ascending(budgets=budgets)
         within("[0, 1)", rtol=0 if rtol is None else rtol)
         whole(1, restarts=restarts)
         one_of(get_args(Choice), choose=choose)

@@ -45,12 +45,20 @@ def show(rows: list[Row], protocol: Row) -> None:
 
 @rank_zero_only
 def show_line(rows: list[Row]) -> None:
-    """Print the least-squares line through the steps taken with the largest budget, over the size of the test sets."""
+    """Print the least-squares line through the steps taken with the largest budget, over the size of the test sets.
+
+    Sets with samples that did not stop by themselves are left out: how many steps those would take is not known.
+    """
     last = {int(row["set"]): row for row in rows if str(row.get("set", "")).isdecimal()}
-    steps = {size: row["test_solver_steps"] for size, row in last.items() if "test_solver_steps" in row}
+    steps = {size: row["test_solver_steps"] for size, row in last.items() if _stopped(row)}
     if len(steps) > 1:
         slope, first = np.polyfit(list(steps), list(steps.values()), deg=1)
         say(f"solver steps: {first:.3g} + {slope:.3g} x size")
+
+
+def _stopped(row: Row) -> bool:
+    """Say whether all samples of a row stopped by themselves."""
+    return row.get("test_solver_converged") == 1
 
 
 def _short(value: Any) -> str:
@@ -108,14 +116,23 @@ def draw(path: Path, rows: list[Row], figure: str) -> None:
     if len(names) > 1:
         axes[0].legend(title="size" if sizes else None, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     if len(sizes) > 1:
-        steps = [last[name].get("test_solver_steps") for name in sizes]
-        axes[1].plot(list(sizes.values()), steps, "o-", ms=3.5, color="black")
-        axes[1].set(xlabel="size", ylabel="solver steps taken", xlim=(0, None), ylim=(0, None))
+        _draw_steps(axes[1], {size: last[name] for name, size in sizes.items() if "test_solver_steps" in last[name]})
     for one in axes:
         one.spines[["top", "right"]].set_visible(False)
     with replacing(path.with_name(f"{path.name}.png"), "wb") as file:
         picture.savefig(file, format="png", dpi=150)
     say(f"picture: {from_here(path)}.png")
+
+
+def _draw_steps(axes: Any, rows: dict[int, Row]) -> None:
+    """Draw the steps taken over the size; a hollow mark is a lower bound: some samples did not stop by themselves."""
+    known = {size: row["test_solver_steps"] for size, row in rows.items() if _stopped(row)}
+    bounds = {size: row["test_solver_steps"] for size, row in rows.items() if not _stopped(row)}
+    axes.plot(list(known), list(known.values()), "o-", ms=3.5, color="black")
+    if bounds:
+        axes.plot(list(bounds), list(bounds.values()), "^", ms=5, mfc="none", color="black", label="at least")
+        axes.legend(frameon=False)
+    axes.set(xlabel="size", ylabel="solver steps taken", xlim=(0, None), ylim=(0, None))
 
 
 def _plain_ticks(axis: Any, values: list[int]) -> None:

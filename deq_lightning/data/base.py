@@ -12,7 +12,7 @@ from lightning_fabric.utilities.data import suggested_max_num_workers
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from deq_lightning.configured import whole, within
+from deq_lightning.configured import given_arguments, whole, within
 from deq_lightning.data.errors import DataError, SplitError, brief
 from deq_lightning.data.order import EpochShuffle, TrainLoader
 from deq_lightning.samples import Samples
@@ -65,6 +65,10 @@ class Described(pl.LightningDataModule, ABC):
 
     folds: int | None = None  # of a cross-validation; such a module has `fold` and `validate_on_test` too
     unit: str = "samples"  # what `split_sizes` counts
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made_with = given_arguments(self)  # for checkpoints. None: they are no plain data
 
     @property
     def samples(self) -> Samples | None:

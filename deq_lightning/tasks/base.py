@@ -107,7 +107,8 @@ class ImplicitTask(pl.LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say in the checkpoint what `deq_lightning.load` makes the task of, as far as that is plain data."""
-        checkpoint[RECIPE] = recipe(self, {"net": self.net, "gradient": self.gradient})
+        data = getattr(self._trainer, "datamodule", None)
+        checkpoint[RECIPE] = recipe(self, {"net": self.net, "gradient": self.gradient, "data": data})
 
     @abstractmethod
     def loss(self, batch: Any) -> tuple[Tensor, list[Equilibrium]]:

@@ -13,6 +13,7 @@ from pytorch_lightning.cli import instantiate_module
 from deq_lightning.gradients import GradientStrategy
 from deq_lightning.tasks.base import ImplicitTask
 from deq_lightning.tasks.hparams import INSTANTIATOR, RECIPE
+from deq_lightning.tasks.new_inputs import TrainedOn
 from deq_lightning.trust import foreign_names, only_plain, unfolded
 
 
@@ -36,6 +37,7 @@ def load(path: str | Path, trust_config: bool = False, **options: Any) -> Any:
     if not isinstance(checkpoint, Mapping) or "state_dict" not in checkpoint:
         raise ValueError(f"`{path}` is not a checkpoint of a task: it has no `state_dict`.")
     parts = _parts(checkpoint, Path(path))
+    trained_on = TrainedOn(parts.pop("data", None), checkpoint, trust_config)
     if not trust_config:
         for key, name in foreign_names(unfolded(parts)):
             raise ValueError(
@@ -53,6 +55,7 @@ def load(path: str | Path, trust_config: bool = False, **options: Any) -> Any:
     task = cls.load_from_checkpoint(path, trust_config=trust_config, **options)
     if parts.get("gradient"):
         _give_gradient(task, parts["gradient"], checkpoint)
+    task.trained_on = trained_on
     return task.eval()
 
 
@@ -87,9 +90,10 @@ def _parts(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]:
     found = {"class_path": typed.get("_class_path"), "net": typed.get("net")}
     found = {key: value for key, value in {**found, **(checkpoint.get(RECIPE) or {})}.items() if value is not None}
     config = path.with_name("config.yaml")
-    if "gradient" not in found and config.is_file():
+    if not {"gradient", "data"} <= found.keys() and config.is_file():
         settings = yaml.safe_load(config.read_text())
-        found["gradient"] = settings.get("gradient") if isinstance(settings, Mapping) else None
+        settings = settings if isinstance(settings, Mapping) else {}
+        found = {key: settings.get(key) for key in ("gradient", "data")} | found
     return found
 
 

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -11,6 +12,7 @@ from torchmetrics import Metric, MetricCollection
 from deq_lightning.estimators.modes import evaluating
 from deq_lightning.models import Equilibrium
 from deq_lightning.tasks.base import ImplicitTask
+from deq_lightning.tasks.new_inputs import TrainedOn, answer_files
 from deq_lightning.tasks.reports import found_column, solver_columns
 
 CLASSES = "class_names"  # in a checkpoint
@@ -30,6 +32,7 @@ class SupervisedTask(ImplicitTask):
     val_metrics: MetricCollection
     test_metrics: MetricCollection
     class_names: Sequence[str] | None = None  # of the data of the training, where it has names; from the checkpoint
+    trained_on: TrainedOn | None = None  # of a task that was loaded
     every_probability = False  # whether tables have `probabilities`, (labels, classes), where there are such
 
     def measure(self, **metrics: Metric | MetricCollection) -> None:
@@ -131,12 +134,21 @@ class SupervisedTask(ImplicitTask):
         """Return the table of predictions of a batch by column, in evaluation mode and without a trainer.
 
         Args:
-            x: (batch, ...) inputs as the network takes them, such as a data module's `prepare` makes them.
+            x: (batch, ...) inputs as the network takes them, such as a data module's `prepare` makes them; or, of a
+                task that `deq_lightning.load` has made, a path as `predict --inputs` takes it, of what is prepared as
+                in the evaluation of the training.
 
         Returns:
             Tensors, (batch,): the prediction, its probability, steps and residual of the solver, `converged`; and
-            `class`, the names of the predicted classes, where the checkpoint has such.
+            `class`, the names of the predicted classes, where the checkpoint has such. Of a path also `file`, the name
+            of each; what cannot be read is left out, with a warning.
+
+        Raises:
+            ValueError: of a path, if the checkpoint does not say how the data of the training is made.
+            DataError: of a path, if there is nothing that can be used.
         """
+        if isinstance(x, str | Path):
+            return answer_files(self, x)
         with evaluating(self):
             table = self.predict_step(x.to(self.device), 0)
         names = self.class_names

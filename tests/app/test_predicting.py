@@ -64,6 +64,45 @@ def ended(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, lis
     return exit_.value.code, capsys.readouterr().err.strip().splitlines()
 
 
+def test_a_loaded_task_answers_a_path(run: Path) -> None:
+    """Prepared as in the training, whose images are gone, and what is no image left out; no config need lie beside."""
+    expected = read(run / "test.csv")
+    for row in expected:
+        Path("new", row["file"]).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(run / "pics" / row["file"], Path("new", row["file"]))
+    Path("new/bad.png").write_text("no image")
+    best = Path("checkpoints/pics/best.ckpt")
+    best.with_name("config.yaml").unlink()
+    with pytest.warns(UserWarning, match=r"left out: .*bad\.png"):
+        table = deq_lightning.load(best).predict("new")
+    assert table["file"] == sorted(row["file"] for row in expected)
+    rows = {row["file"]: row for row in expected}
+    for number, file in enumerate(table["file"]):
+        assert table["class"][number] == rows[file]["class"]
+        assert table["probability"][number].item() == pytest.approx(float(rows[file]["probability"]), abs=1e-4)
+    (one,) = deq_lightning.load(best).predict(Path("new") / table["file"][0])["probability"]
+    assert one == pytest.approx(table["probability"][0].item(), abs=1e-4)
+
+
+def test_a_path_needs_data_that_is_known_and_of_this_program(run: Path) -> None:
+    best = Path("checkpoints/pics/best.ckpt")
+    task = deq_lightning.load(best)
+    with pytest.raises(DataError, match="there is no"):
+        task.predict("nowhere")
+    checkpoint = torch.load(best, weights_only=True)
+    checkpoint["made_of"]["data"] = {"class_path": "os.system", "init_args": {}}
+    torch.save(checkpoint, "other.ckpt")
+    with pytest.raises(ValueError, match=r"names os\.system as `data\.class_path`, which is not of this program"):
+        deq_lightning.load("other.ckpt").predict(run / "pics")
+    checkpoint["made_of"]["data"] = None
+    torch.save(checkpoint, "other.ckpt")
+    with pytest.raises(ValueError, match="does not say how the data of its training is made"):
+        deq_lightning.load("other.ckpt").predict(run / "pics")
+    task.trained_on = None
+    with pytest.raises(ValueError, match=r"a path is for a task that `deq_lightning\.load` has made"):
+        task.predict(run / "pics")
+
+
 def test_new_images_are_answered_as_the_test_split_was(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Without labels, and with bad files among them, which are named at the end."""
     expected = read(run / "test.csv")

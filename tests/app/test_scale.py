@@ -11,6 +11,7 @@ from support.runs import BITS, QUIET, TINY
 
 import deq_lightning
 from deq_lightning import FixedPointIteration, PrefixSums
+from deq_lightning.app.tables import show_line
 from deq_lightning.cli import main
 from deq_lightning.tasks.restarts import votes
 
@@ -21,7 +22,7 @@ def table(path: Path) -> list[dict[str, str]]:
 
 def test_the_figures_are_those_of_other_budgets(best: str, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
-    main(["scale", "--ckpt_path", best, "--budgets", "[2, 9]", "--rtol", "0.1", *QUIET])
+    main(["scale", "--ckpt_path", best, "--budgets", "2,9", "--rtol", "0.1", *QUIET])
     printed = capsys.readouterr().out
     rows = table(Path("checkpoints/run/scale.csv"))
     assert [(row["set"], row["budget"]) for row in rows] == [("4", "2"), ("4", "9"), ("6", "2"), ("6", "9")]
@@ -47,9 +48,27 @@ def test_the_figures_are_those_of_other_budgets(best: str, capsys: pytest.Captur
     assert (saved["rtol"], saved["restarts"], len(saved["rows"])) == (0.1, 1, 4)
     assert Path("checkpoints/run/scale.png").read_bytes().startswith(b"\x89PNG")
     assert printed.startswith("rtol 0.1, restarts 1\n") and "results: checkpoints/run/scale.csv" in printed
-    steps = [float(row["test_solver_steps"]) for row in rows if row["budget"] == "9"]
+    assert "x size" not in printed  # some did not stop by themselves
+
+
+def test_the_budgets_by_default_reach_the_models_own(best: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["scale", "--ckpt_path", best, "--model.net.solver.eval_max_steps", "170", "--model.net.solver.rtol", "0.5"])
+    rows = table(Path("checkpoints/run/scale.csv"))
+    assert [int(row["budget"]) for row in rows if row["set"] == "4"] == [5, 10, 20, 40, 80, 160, 170]
+    steps = [float(row["test_solver_steps"]) for row in rows if row["budget"] == "170"]
     slope = (steps[1] - steps[0]) / 2
-    assert f"solver steps: {steps[0] - 4 * slope:.3g} + {slope:.3g} x size\n" in printed
+    assert f"solver steps: {steps[0] - 4 * slope:.3g} + {slope:.3g} x size\n" in capsys.readouterr().out
+
+
+def test_what_did_not_stop_is_no_part_of_the_line(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"set": str(size), "test_solver_steps": steps, "test_solver_converged": share}
+        for size, steps, share in ((1, 12.0, 1.0), (2, 14.0, 1.0), (3, 15.0, 0.9))
+    ]
+    show_line(rows)
+    assert capsys.readouterr().out == "solver steps: 10 + 2 x size\n"
+    show_line(rows[1:])
+    assert not capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -81,6 +100,7 @@ def test_any_task_with_an_equilibrium(folder: Path) -> None:
     ("typed", "message"),
     [
         (["--budgets", "[0, 5]"], "error: `--budgets` must be 1 or more, got 0."),
+        (["--budgets", "1,x"], "error: `--budgets` must be whole numbers, such as 10,20,40, got 1,x."),
         slow(["--budgets", "[5, 4]"], "error: `--budgets` must be ascending, got [5, 4]."),
         slow(["--budgets", "[]"], "error: `--budgets` must have one entry or more, got []."),
         slow(["--restarts", "0"], "error: `--restarts` must be 1 or more, got 0."),

@@ -166,6 +166,8 @@ def test_trust_forgets_downloads_and_where_new_runs_go(stranger: Path) -> None:
         ("os.path.join", False),
         ("no_such_package_anywhere.Name", True),  # nothing could be imported
         ("val_acc", True),
+        ("test.csv", True),  # there is a package `test`
+        ("json.npz", True),
         ("a sentence. Another", True),
     ],
 )
