@@ -135,7 +135,7 @@ def with_flags(error: str | Exception) -> str:
 
     def flag(found: re.Match[str]) -> str:
         head, dot, name = found[1].partition(".")
-        if head in PARTS and (dot or found[2]):
+        if head in PARTS and (dot or (found[2] and head != "task")):  # `task=` alone is an argument of tables
             return f"`{_flags(PARTS[head] + dot + name, found[2])}`"
         if part and found[2]:
             return f"`{_flags(f'{part}.{found[1]}', found[2])}`"

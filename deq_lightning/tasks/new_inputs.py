@@ -11,7 +11,6 @@ import torch
 from pytorch_lightning.cli import instantiate_module
 from torch import Tensor
 
-from deq_lightning.data.base import Described
 from deq_lightning.trust import foreign_names, unfolded
 
 
@@ -29,11 +28,12 @@ class TrainedOn:
     states: Mapping[str, Any]
     trusted: bool
 
-    def module(self) -> Described:
+    def module(self) -> Any:
         """Return the data module as it was; its samples need not be there.
 
         Raises:
-            ValueError: if the checkpoint does not say how it is made, or names a class of others.
+            ValueError: if the checkpoint does not say how it is made, or names a class of others, or one that reads no
+            new inputs.
         """
         if not isinstance(self.recipe, Mapping):
             raise ValueError(
@@ -46,9 +46,13 @@ class TrainedOn:
                 "`deq_lightning.load(path, trust_config=True)`."
             )
         arguments = {"_class_path": self.recipe["class_path"], **(self.recipe.get("init_args") or {})}
-        data: Any = instantiate_module(pl.LightningDataModule, arguments)
+        data = instantiate_module(pl.LightningDataModule, arguments)
         if state := self.states.get(type(data).__qualname__):
             data.load_state_dict(state)
+        if not hasattr(data, "inputs"):
+            raise ValueError(
+                f"`{type(data).__name__}` must have `inputs(path)` to read new inputs. Derive `Described`."
+            )
         return data
 
 

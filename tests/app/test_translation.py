@@ -16,6 +16,7 @@ from deq_lightning.data import DataError
     [
         (DataError("Set `root=PATH` to name it."), "Type `--data.root PATH` to name it."),
         (DataError("or set `download=True`."), "or type `--data.download true`."),
+        (DataError("for `task=multilabel`"), "for `--data.task multilabel`"),
         (DataError("Set a smaller `batch_size=N`."), "Type a smaller `--data.batch_size N`."),
         (DataError("such as `data=WikiText2`"), "such as `--data WikiText2`"),
         (DataError("`vocab_size` must be 3, `net.vocab_size=4`"), "`vocab_size` must be 3, `--model.net.vocab_size 4`"),

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -17,9 +17,10 @@ from deq_lightning.data.inputs import NewInputs
 from deq_lightning.data.tables.encoding import Encoding, classes_of, fitted, numbered, of_plain
 from deq_lightning.data.tables.reading import Cells, Column, Places, read_cells, shown
 from deq_lightning.data.tables.splits import SPLITS, named, split
-from deq_lightning.samples import ROW_NUMBERS, ROWS, Samples
+from deq_lightning.samples import ROW_LABELS, ROW_NUMBERS, ROWS, Samples
 
-Task = Literal["classification", "regression"]
+Task = Literal["classification", "regression", "multilabel"]
+LABELS = (0.0, 1.0)
 FEW_NUMBERS = 20  # different whole numbers of a target that are taken for classes
 
 
@@ -34,10 +35,11 @@ class Table(DataModule):
 
     Args:
         path: the file: comma-separated UTF-8 text, or Parquet (`pip install pyarrow`).
-        target: column to predict, or a list of columns of numbers.
+        target: column to predict, or a list of columns of numbers, or of labels.
         columns: columns to predict from. None: all others.
-        task: `classification` or `regression`. None: classification where the target has texts, or at most 20 different
-            values, all whole numbers; otherwise, and for several targets, regression.
+        task: `classification`, `regression`, or `multilabel`, where each target says 1 or 0 whether a row has that
+            label. None: classification where the target has texts, or at most 20 different values, all whole numbers;
+            otherwise, and for several targets, regression.
         val_size: rows that validate: their number, or their share of all, in (0, 1).
         test_size: rows that test, likewise; the rest trains. In classification every split holds the classes in the
             same proportions.
@@ -74,7 +76,7 @@ class Table(DataModule):
         super().__init__(batch_size, eval_batch_size, num_workers, seed)
         check_sizes(val_size=val_size, test_size=test_size)
         if task is not None:
-            one_of(("classification", "regression"), task=task)
+            one_of(get_args(Task), task=task)
         self.targets = [target] if isinstance(target, str) else target
         listed(1, target=self.targets, columns=self.targets if columns is None else columns)
         _check_apart(self.targets, columns or [], split_column)
@@ -90,14 +92,16 @@ class Table(DataModule):
     def samples(self) -> Samples:
         """Description of the rows."""
         encoding = self.encoding
+        if self.task == "multilabel":
+            return Samples(ROW_LABELS, features=encoding.width, classes=len(encoding.targets))
         if encoding.classes is None:
             return Samples(ROW_NUMBERS, features=encoding.width, targets=len(encoding.targets))
         return Samples(ROWS, features=encoding.width, classes=len(encoding.classes))
 
     @property
     def class_names(self) -> Sequence[str] | None:
-        """Names of the classes, texts in their order and numbers in theirs."""
-        return self.encoding.classes
+        """Names of the classes, texts in their order and numbers in theirs, or of the labels."""
+        return self.encoding.targets if self.task == "multilabel" else self.encoding.classes
 
     @property
     def target_names(self) -> Sequence[str]:
@@ -209,6 +213,11 @@ class Table(DataModule):
         for target in targets:
             if task == "regression" and target.is_text:
                 target.refuse(0, "must be a number for `task=regression`", "Set `task=classification`.")
+            wrong = ~np.isin(target.values, LABELS) if task == "multilabel" else np.zeros(1, bool)
+            if wrong.any():
+                target.refuse(
+                    int(wrong.argmax()), "must be 0 or 1 for `task=multilabel`", "Leave that column out of `target`."
+                )
         if task == "classification" and len(targets) > 1:
             raise DataError("`target` must be one column for `task=classification`. Leave the others out.")
         return classes_of(targets[0]) if task == "classification" else None

@@ -12,7 +12,7 @@ from sklearn.preprocessing import StandardScaler
 
 from deq_lightning import Table
 from deq_lightning.data.errors import DataError
-from deq_lightning.samples import ROW_NUMBERS, ROWS
+from deq_lightning.samples import ROW_LABELS, ROW_NUMBERS, ROWS
 
 COLOURS = ["red", "blue", "green"]
 
@@ -156,6 +156,8 @@ REFUSED = {
     "one class": ({"rows": [f"{row},2,red,5,no" for row in range(30)], "target": "answer"}, "`answer` of .* must vary"),
     "rare class": ({"rows": with_line(3, "1,2,red,4,maybe"), "target": "answer"}, "got 1 of class `maybe`"),
     "text to regress": ({"target": "answer", "task": "regression"}, "`answer`: must be a number for"),
+    "no labels": ({"target": ["a", "b"], "task": "multilabel"}, "line 2 of `.*`, column `a`: must be 0 or 1 for"),
+    "text for a label": ({"target": ["answer"], "task": "multilabel"}, "column `answer`: must be 0 or 1 for"),
     "several classes": ({"target": ["a", "b"], "task": "classification"}, "`target` must be one column"),
     "too large": ({"val_size": 29}, "`val_size` . `test_size` must leave 1 rows, or more, to train on, got 35 of 30."),
     "too small": ({"val_size": 1, "target": "answer"}, "`val_size` must stand for 2 rows, one of each class"),
@@ -163,6 +165,16 @@ REFUSED = {
     "nothing left": ({"rows": ["1", "2"], "header": "sum"}, "must have a column to predict from beside the target"),
     "names": ({"rows": [f"{r},1,name {r},{r}.5,no" for r in range(900)]}, "`colour` .* 256 different texts or fewer"),
 }
+
+
+def test_several_labels(tmp_path: Path) -> None:
+    rows = [f"{row},{int(row % 3 == 0)},{row % 2}" for row in range(40)]
+    data = ready(tmp_path, rows, "a,three,odd", target=["three", "odd"], task="multilabel")
+    assert data.samples.kind == ROW_LABELS and data.samples.classes == 2 and data.class_names == ["three", "odd"]
+    x, y = (
+        torch.cat([part.tensors[place] for part in (data.train_set, data.val_set, data.test_set)]) for place in (0, 1)
+    )
+    assert torch.equal(y[x[:, 0].argsort()].long(), torch.stack([torch.arange(40) % 3 == 0, torch.arange(40) % 2], 1))
 
 
 @pytest.mark.parametrize(("arguments", "message"), REFUSED.values(), ids=REFUSED.keys())
