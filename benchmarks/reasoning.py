@@ -8,6 +8,7 @@ Other gradients train for as many epochs as take the time of the config's. Runs 
 not run again.
 """
 
+import argparse
 import json
 import os
 import re
@@ -22,7 +23,8 @@ from statistics import fmean
 from typing import Any
 
 import yaml
-from figures import options_for
+from figures import grid, options_for, save
+from matplotlib.ticker import NullLocator, ScalarFormatter
 from measure import versions
 
 ROOT = Path(__file__).parent.parent
@@ -39,6 +41,8 @@ class Problem:
     changes: dict[str, str]  # rows of as many epochs
     gradients: dict[str, str]  # rows of as much time
     flags: str = ""  # of every row
+    counted: str = "evaluations allowed"
+    extra: int = 0  # to the budget, for that
     figures: dict[str, str] = field(default_factory=lambda: {"test_exact_acc": ".3f"})
 
 
@@ -77,6 +81,8 @@ PROBLEMS = {
             "Implicit": "--gradient Implicit",
         },
         flags="--trainer.max_epochs 20",
+        counted="segments",
+        extra=1,
     ),
 }
 PROBLEMS["sudoku4"] = Problem(**{**vars(PROBLEMS["sudoku6"]), "config": "sudoku4_recursive", "flags": ""})
@@ -159,16 +165,34 @@ def print_table(table: Mapping[str, Mapping[str, Mapping[str, Any]]], figures: M
         print(f"| {name} | {' | '.join(cells)} | {fmean(run['seconds'] for run in runs):.0f} |")
 
 
+def picture(table: Mapping[str, Mapping[str, Mapping[str, Any]]], problem: Problem) -> Any:
+    """Return exact accuracy on the hardest test set over the budget, its mean over the seeds, a line for each row."""
+    figure, ((axes,),) = grid(1, 1, 6.4, 3.6)
+    for name, runs in table.items():
+        found = [list(run["sets"].values())[-1] for run in runs.values()]
+        curves = [[row["test_exact_acc"] for row in rows] for rows in found]
+        budgets = [row["budget"] + problem.extra for row in found[0]]
+        axes.plot(budgets, [fmean(values) for values in zip(*curves, strict=True)], "o-", ms=3, label=name)
+    axes.set(xscale="log", xlabel=problem.counted, ylabel="exact accuracy")
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticks(budgets)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
 def main() -> None:
-    """Run what is missing, print the table, and write it as JSON."""
+    """Run what is missing, print the table, draw the picture, and write both."""
     parser = options_for("reasoning", __doc__)
     parser.add_argument("problem", choices=sorted(PROBLEMS))
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--only", nargs="*", help="names of the rows")
     options = parser.parse_args()
     problem = PROBLEMS[options.problem]
-    path = options.json.with_stem(f"{options.json.stem}_{options.problem}")
-    table: Table = json.loads(path.read_text())["table"] if path.exists() else {}
+    for name in ("json", "png"):
+        path = getattr(options, name)
+        setattr(options, name, path.with_stem(f"{path.stem}_{options.problem}"))
+    table: Table = json.loads(options.json.read_text())["table"] if options.json.exists() else {}
     for seed in options.seeds:
         for name, changes in (problem.changes | problem.gradients).items():
             runs = table.setdefault(name, {})
@@ -177,10 +201,16 @@ def main() -> None:
             if name in problem.gradients:
                 changes = as_long(problem, changes, seed)
             runs[str(seed)] = run(problem, changes, seed)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps({"versions": versions(), "table": table}, indent=1))
             print(f"{name}, seed {seed}: {runs[str(seed)]['seconds']:.0f} s", flush=True)
+            keep(options, table, problem)
+    keep(options, table, problem)
     print_table(table, problem.figures)
+
+
+def keep(options: argparse.Namespace, table: Table, problem: Problem) -> None:
+    """Write the runs and the picture of them."""
+    found = {name: runs for name, runs in table.items() if runs}
+    save(options, {"versions": versions(), "table": found}, picture(found, problem))
 
 
 if __name__ == "__main__":
