@@ -15,7 +15,6 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,18 +100,19 @@ def command(arguments: str, folder: str) -> str:
     return done.stdout
 
 
-def fit(problem: Problem, changes: str, seed: int, folder: str) -> str:
-    """Fit in a folder; return what it prints."""
+def fit(problem: Problem, changes: str, seed: int, folder: str) -> tuple[str, float]:
+    """Fit in a folder; return what it prints, and the seconds of processor time, which other work disturbs least."""
     always = f"--seed_everything {seed} --test_after_fit false"
-    return command(f"fit --config {problem.config} {always} {problem.flags} {changes}", folder)
+    before = os.times()
+    printed = command(f"fit --config {problem.config} {always} {problem.flags} {changes}", folder)
+    after = os.times()
+    return printed, after.children_user + after.children_system - before.children_user - before.children_system
 
 
 def run(problem: Problem, changes: str, seed: int) -> dict[str, Any]:
     """Fit and scale in an empty folder; return the seconds of the fit, and the rows of each test set."""
     with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
-        printed = fit(problem, changes, seed, folder)
-        seconds = time.perf_counter() - start
+        printed, seconds = fit(problem, changes, seed, folder)
         (best,) = re.findall(r"^best checkpoint: (\S+)", printed, re.M)
         command(f"scale --ckpt_path {best} {problem.scale}", folder)
         rows = json.loads(Path(folder, best).with_name("scale.json").read_text())["rows"]
@@ -122,13 +122,11 @@ def run(problem: Problem, changes: str, seed: int) -> dict[str, Any]:
     return {"seconds": seconds, "sets": sets}
 
 
-def speed(problem: Problem, changes: str, seed: int) -> float:
-    """Return the epochs in a second, of the first one."""
+def of_an_epoch(problem: Problem, changes: str, seed: int) -> float:
+    """Return the seconds of an epoch: of a fit with one epoch, less those of a fit with one batch."""
+    short = f"{changes} --trainer.max_epochs 1 --trainer.limit_val_batches 0 --trainer.limit_train_batches"
     with tempfile.TemporaryDirectory() as folder:
-        printed = fit(problem, f"{changes} --trainer.max_epochs 1", seed, folder)
-    (count,) = re.findall(r" ([\d,.]+) puzzles/s", printed)
-    (train,) = re.findall(r"puzzles: ([\d,]+) train", printed)
-    return float(count.replace(",", "")) / float(train.replace(",", ""))
+        return fit(problem, f"{short} 1.0", seed, folder)[1] - fit(problem, f"{short} 1", seed, folder)[1]
 
 
 def as_long(problem: Problem, changes: str, seed: int) -> str:
@@ -136,7 +134,7 @@ def as_long(problem: Problem, changes: str, seed: int) -> str:
     config = yaml.safe_load((ROOT / "configs" / f"{problem.config}.yaml").read_text())
     given = re.findall(r"--trainer\.max_epochs (\d+)", problem.flags)
     epochs = int(given[0]) if given else config["trainer"]["max_epochs"]
-    ratio = speed(problem, changes, seed) / speed(problem, "", seed)
+    ratio = of_an_epoch(problem, "", seed) / of_an_epoch(problem, changes, seed)
     epochs = max(1, round(epochs * ratio))
     return f"{changes} --trainer.max_epochs {epochs} --trainer.check_val_every_n_epoch {epochs}"
 
@@ -162,7 +160,7 @@ def print_table(table: Mapping[str, Mapping[str, Mapping[str, Any]]], figures: M
             for one in sets
             for figure, digits in figures.items()
         ]
-        print(f"| {name} | {' | '.join(cells)} | {fmean(run['seconds'] for run in runs):.0f} |")
+        print(f"| {name} | {' | '.join(cells)} | {shown([run['seconds'] for run in runs], '.0f')} |")
 
 
 def picture(table: Mapping[str, Mapping[str, Mapping[str, Any]]], problem: Problem) -> Any:
