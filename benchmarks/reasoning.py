@@ -79,7 +79,7 @@ PROBLEMS = {
             "NPG(2, 1)": "--gradient NPG --gradient.k 2 --gradient.damping 1",
             "Implicit": "--gradient Implicit",
         },
-        flags="--trainer.max_epochs 20",
+        flags="--trainer.max_epochs 12 --trainer.check_val_every_n_epoch 6",
         counted="segments",
         extra=1,
     ),
