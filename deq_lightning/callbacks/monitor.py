@@ -18,6 +18,9 @@ from deq_lightning.solvers import Status
 from deq_lightning.state import parts, rebuild
 from deq_lightning.tasks import ImplicitTask
 
+ESTIMATES = 10  # of a run, if nothing else is wanted
+OFTEN, SELDOM = 10, 1000  # steps between them, at least and at most
+
 
 class EquilibriumMonitor(Callback):
     """Logs how the equilibrium is solved and differentiated, to whatever logger is on.
@@ -31,7 +34,8 @@ class EquilibriumMonitor(Callback):
     Loggers that take histograms (TensorBoard) get one of the solver's steps.
 
     Args:
-        estimate_every: optimizer steps between estimates, which cost as much as a few training steps. 0: never.
+        estimate_every: optimizer steps between estimates, which cost as much as a few training steps. 0: never. None:
+            a tenth of the run, at least 10 and at most 1,000.
         samples: samples of the batch that the estimates use, 1 or more; a batch of graphs is one state and used whole.
         estimate_in_evaluation: whether to estimate on the first batch of every validation and test as well.
 
@@ -39,14 +43,24 @@ class EquilibriumMonitor(Callback):
         ValueError: if an argument is out of its range.
     """
 
-    def __init__(self, estimate_every: int = 1000, samples: int = 8, estimate_in_evaluation: bool = False) -> None:
-        whole(0, estimate_every=estimate_every)
+    def __init__(
+        self, estimate_every: int | None = None, samples: int = 8, estimate_in_evaluation: bool = False
+    ) -> None:
+        whole(0, estimate_every=0 if estimate_every is None else estimate_every)
         whole(1, samples=samples)
         self.estimate_every = estimate_every
         self.samples = samples
         self.estimate_in_evaluation = estimate_in_evaluation
+        self._every = estimate_every or 0  # of this run
         self._estimated_at = 0
         self._steps: list[Tensor] = []
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Look how long the run is."""
+        del pl_module
+        total = min(trainer.estimated_stepping_batches, SELDOM * ESTIMATES)  # it may be endless
+        few = int(min(SELDOM, max(OFTEN, total // ESTIMATES)))
+        self._every = few if self.estimate_every is None else self.estimate_every
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -55,7 +69,7 @@ class EquilibriumMonitor(Callback):
         del outputs, batch_idx
         pl_module.log_dict(_solver_reports(pl_module) | _adjoint_reports(pl_module))
         step = trainer.global_step
-        if self.estimate_every and step % self.estimate_every == 0 and step != self._estimated_at:
+        if self._every and step % self._every == 0 and step != self._estimated_at:
             self._estimated_at = step
             self._histogram(trainer, "solver_steps", [solution.steps for solution in reports_of(pl_module)])
             values = {name: value.item() for name, value in self._estimates(trainer, pl_module, batch).items()}

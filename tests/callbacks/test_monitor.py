@@ -4,6 +4,7 @@ import copy
 import csv
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
@@ -103,6 +104,16 @@ def test_estimates_come_when_they_are_due(folder: Path) -> None:
         rows = [row for row in csv.DictReader(file) if row["spectral_radius"] != ""]
     assert [row["step"] for row in rows] == ["2", "4"]
     assert all(math.isfinite(float(row[name])) for row in rows for name in ESTIMATES)
+
+
+@pytest.mark.parametrize(("total", "every"), [(12, 10), (285, 28), (18_000, 1000), (float("inf"), 1000)])
+def test_a_run_gets_ten_estimates(total: float, every: int) -> None:
+    monitor = EquilibriumMonitor()
+    monitor.on_train_start(SimpleNamespace(estimated_stepping_batches=total), None)
+    assert monitor._every == every
+    monitor = EquilibriumMonitor(estimate_every=7)
+    monitor.on_train_start(SimpleNamespace(estimated_stepping_batches=total), None)
+    assert monitor._every == 7
 
 
 def test_steps_are_drawn_where_the_logger_can(folder: Path) -> None:
