@@ -24,6 +24,7 @@ from deq_lightning.app.messages import UsageError
 from deq_lightning.app.parser import Parser, build
 from deq_lightning.app.predicting import described, new_inputs
 from deq_lightning.app.progress import display, progress
+from deq_lightning.app.results import Results
 from deq_lightning.app.runs import SaveConfig, record_of, say
 from deq_lightning.app.selection import Selection, mode_is_open, name_several, select_by_task
 from deq_lightning.app.stops import Footprint, Stop, stoppable
@@ -251,7 +252,7 @@ class DEQCLI(LightningCLI):
         folders = [self.folder, *(self._get(self.config_init, key).dirpath for key in CHECKPOINTS if fit)]
         plugins = with_storage(typed.plugins, filter(None, folders))
         # Behind all other callbacks, so that what those log of a batch is there.
-        seen = [*([header, best] if fit else [Stop()]), *average, *progress(typed, fit)]
+        seen = [*([header, best, Results(self.folder)] if fit else [Stop()]), *average, *progress(typed, fit)]
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": seen}
         trainer = super().instantiate_trainer(**display(typed), plugins=plugins, **kwargs)
         if self.subcommand not in ("fit", None):

@@ -10,6 +10,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from deq_lightning.app.found import command_for
+from deq_lightning.app.results import Results
 from deq_lightning.app.runs import from_here, say
 from deq_lightning.configured import RunError
 from deq_lightning.models import ImplicitModel
@@ -68,7 +69,7 @@ def check_trained(trainer: pl.Trainer, step: int, continued: bool) -> None:
 def report_fit(
     best: ModelCheckpoint, last: ModelCheckpoint, test: Callable[[str], None] | None, trainer: pl.Trainer
 ) -> None:
-    """Say where the best checkpoint and the curves of a fit are, and what to type next.
+    """Write the results of a fit, and say where its best checkpoint and curves are, and what to type next.
 
     Args:
         best: wrote the best checkpoint.
@@ -85,6 +86,9 @@ def report_fit(
             test(written)
     elif written:
         say(f"last checkpoint: {from_here(written)}")  # stopped before the first validation
+    for one in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(one, Results) and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            one.write(trainer, best)
     for folder in curves(trainer):
         say(f"curves: tensorboard --logdir {folder}")
     if written:

@@ -1,0 +1,36 @@
+"""The file of what a run has come to."""
+
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from support.runs import QUIET, TINY
+
+import deq_lightning
+from deq_lightning.app.results import _figures
+from deq_lightning.cli import main
+
+
+def test_the_results_are_those_of_the_run(folder: Path) -> None:
+    cli = main(
+        ["fit", *TINY, *QUIET, "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "3", "--name", "tiny"]
+    )
+    run = folder / "checkpoints/tiny"
+    found = json.loads((run / "results.json").read_text())
+    best, tested = cli.config_init.fit.best_checkpoint, cli.trainer.callback_metrics
+    assert found["monitor"] == "val_acc" and found["best"] == best.best_model_score.item()
+    assert (run / found["checkpoint"]).is_file()
+    assert found["val"]["val_acc"] == found["best"] and found["test"]["test_acc"] == tested["test_acc"].item()
+    assert found["steps"] == 3 and math.isclose(found["seconds_per_step"], found["seconds"] / 3, abs_tol=1e-2)
+    task = deq_lightning.load(run / found["checkpoint"])
+    assert found["parameters"] == sum(one.numel() for one in task.parameters())
+    assert found["peak_memory_mib"] > 50 and found["hardware"]["device"] == "cpu"
+    assert found["versions"]["deq_lightning"] == deq_lightning.__version__
+    assert found["settings"]["data"]["class_path"].endswith("Digits")
+
+
+def test_what_is_not_finite_is_null() -> None:
+    logged = {"val_loss": torch.tensor(math.nan), "val_acc": torch.tensor(0.5), "train_loss": torch.tensor(1.0)}
+    assert _figures(SimpleNamespace(callback_metrics=logged), "val_") == {"val_loss": None, "val_acc": 0.5}
