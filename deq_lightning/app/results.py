@@ -1,5 +1,6 @@
-"""What a run has come to, in a file beside its checkpoints."""
+"""What a run has come to, in files beside its checkpoints."""
 
+import csv
 import json
 import math
 import platform
@@ -10,6 +11,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.loggers import TensorBoardLogger
 
 import deq_lightning
 from deq_lightning.app.runs import is_first, record_of
@@ -21,11 +23,13 @@ except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
 RESULTS = "results.json"
+METRICS = "metrics.csv"
+NO_CURVES = ("hp_metric",)
 MIB = 2**20
 
 
 class Results(Callback):
-    """Times a fit, and writes its figures, settings, versions and hardware into the folder of the run.
+    """Times a fit, and writes its figures, curves, settings, versions and hardware into the folder of the run.
 
     Args:
         folder: of the run. None: nothing is written.
@@ -51,7 +55,7 @@ class Results(Callback):
         self._figures = _figures(trainer, "val_")
 
     def write(self, trainer: pl.Trainer, best: ModelCheckpoint) -> None:
-        """Write the file, over one of an earlier start of the run.
+        """Write the files, over those of an earlier start of the run.
 
         Args:
             trainer: has fitted, and tested where that is wanted.
@@ -83,6 +87,27 @@ class Results(Callback):
         }
         with replacing(self.folder / RESULTS, "w") as file:
             file.write(json.dumps(found, indent=2, default=str) + "\n")
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.save()
+                _write_curves(self.folder / METRICS, logger.log_dir)
+
+
+def _write_curves(path: Path, events: str) -> None:
+    """Write all that TensorBoard draws, of every start of the run, as a table with a row for each step."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    read = EventAccumulator(events, size_guidance={"scalars": 0})  # all of them
+    read.Reload()
+    names = [name for name in read.Tags()["scalars"] if name not in NO_CURVES]
+    rows: dict[int, dict[str, float]] = {}
+    for name in names:
+        for one in read.Scalars(name):
+            rows.setdefault(one.step, {"step": one.step})[name] = one.value
+    with replacing(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, ["step", *names])
+        writer.writeheader()
+        writer.writerows(rows[step] for step in sorted(rows))
 
 
 def _figures(trainer: pl.Trainer, prefix: str) -> dict[str, float | None]:

@@ -1,5 +1,6 @@
 """The file of what a run has come to."""
 
+import csv
 import json
 import math
 from pathlib import Path
@@ -34,3 +35,16 @@ def test_the_results_are_those_of_the_run(folder: Path) -> None:
 def test_what_is_not_finite_is_null() -> None:
     logged = {"val_loss": torch.tensor(math.nan), "val_acc": torch.tensor(0.5), "train_loss": torch.tensor(1.0)}
     assert _figures(SimpleNamespace(callback_metrics=logged), "val_") == {"val_loss": None, "val_acc": 0.5}
+
+
+def test_the_curves_are_those_of_tensorboard_over_all_starts(folder: Path) -> None:
+    limits = ["--trainer.limit_train_batches", "3", "--trainer.log_every_n_steps", "1"]
+    run = folder / "checkpoints/tiny"
+    main(["fit", *TINY, *limits, "--trainer.max_epochs", "1", "--name", "tiny", "--test_after_fit", "false"])
+    first = list(csv.DictReader((run / "metrics.csv").open()))
+    main(["fit", "--ckpt_path", str(run / "last.ckpt"), "--trainer.max_epochs", "2", "--test_after_fit", "false"])
+    rows = list(csv.DictReader((run / "metrics.csv").open()))
+    losses = [row["train_loss"] for row in rows if row["train_loss"]]
+    assert len(losses) == 6 and losses[:3] == [row["train_loss"] for row in first if row["train_loss"]]
+    assert sum(bool(row["val_acc"]) for row in rows) == 2 and "hp_metric" not in rows[0]
+    assert [int(row["step"]) for row in rows] == sorted({int(row["step"]) for row in rows})
