@@ -9,6 +9,7 @@ from pathlib import Path
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from deq_lightning.app.cli import DEQCLI
+from deq_lightning.app.compare.command import compare
 from deq_lightning.app.cross_validate import cross_validate
 from deq_lightning.app.found import with_own_config
 from deq_lightning.app.messages import UsageError
@@ -51,6 +52,8 @@ def execute(args: Sequence[str], run: bool = True) -> DEQCLI:
         check_inputs(args)
         if run and args[0] == "cross_validate":
             return cross_validate(args[1:], execute)
+        if run and args[0] == "compare":
+            return compare(args[1:], execute)
         return DEQCLI(with_own_config(args) if run else args, run)
     except (UsageError, CombinationError, DataError, MisconfigurationException) as error:
         raise _ended(with_flags(error), 2) from error

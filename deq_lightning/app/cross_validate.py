@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from deq_lightning.app.checkpoints import read_checkpoint
+from deq_lightning.app.compare.command import difference, place
 from deq_lightning.app.messages import UsageError
 from deq_lightning.app.runs import Lock, inside_of, is_first, run_name, say
 from deq_lightning.files import replacing
@@ -65,8 +65,8 @@ def _run_folds(cli: Any, results: dict[str, Any], parent: Path, name: str, fit: 
     last = f"{cli.config.last_checkpoint.filename}.ckpt"
     for fold in range(cli.datamodule.folds):
         if str(fold) not in results["folds"]:
-            place = _place(parent, f"{name}/fold-{fold}", last)
-            results["folds"][str(fold)] = _run(fit, ["--data.fold", str(fold), *place])
+            begin = place(parent, f"{name}/fold-{fold}", last)
+            results["folds"][str(fold)] = _run(fit, ["--data.fold", str(fold), *begin])
             _average(results)
             _write(parent / name / RESULTS, results)
 
@@ -136,21 +136,11 @@ def _results_so_far(path: Path, cli: Any) -> dict[str, Any]:
         theirs = {"protocol": found["protocol"], **found["settings"]}
     except (ValueError, LookupError, TypeError) as error:
         raise UsageError(f"`{path}` is damaged. Move it away, or type `--name NAME` for new folds.") from error
-    difference = _difference(theirs, {"protocol": protocol, **new["settings"]})
-    if difference:
+    if different := difference(theirs, {"protocol": protocol, **new["settings"]}):
         raise UsageError(
-            f"`{path.parent}` holds the folds of other settings: {difference}. Type `--name NAME` for new ones."
+            f"`{path.parent}` holds the folds of other settings: {different}. Type `--name NAME` for new ones."
         )
     return found
-
-
-def _difference(theirs: dict[str, Any], typed: dict[str, Any]) -> str | None:
-    """Say the first thing that differs between two trees of settings."""
-    one, other = dict(_leaves(theirs)), dict(_leaves(typed))
-    for key in [*one, *other]:
-        if key != "config" and one.get(key) != other.get(key):
-            return f"there `{key}` is {one.get(key)}, here {other.get(key)}"
-    return None
 
 
 def _average(results: dict[str, Any]) -> None:
@@ -162,30 +152,11 @@ def _average(results: dict[str, Any]) -> None:
         results[figure] = {"mean": statistics.fmean(values), "std": statistics.pstdev(values)}
 
 
-def _leaves(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every setting with its dotted name."""
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{above}{key}.")
-        else:
-            yield above + key, value
-
-
 @rank_zero_only
 def _write(path: Path, results: dict[str, Any]) -> None:
     """Write the results, all or nothing."""
     with replacing(path, "w") as file:
         file.write(json.dumps(results, indent=2) + "\n")
-
-
-def _place(parent: Path, name: str, last: str) -> list[str]:
-    """Return the arguments that begin a fold, or go on from its last checkpoint."""
-    own = parent / name
-    if (own / last).is_file():
-        return ["--ckpt_path", str(own / last)]
-    if not any(own.glob("*.ckpt")):
-        rank_zero_only(shutil.rmtree)(own, ignore_errors=True)  # of a run that did not come to its first checkpoint
-    return ["--name", name]
 
 
 def _run(main: Main, arguments: list[str]) -> dict[str, Any]:

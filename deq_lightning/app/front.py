@@ -21,6 +21,7 @@ SUBCOMMANDS = {
     "predict": "Write a checkpoint's predictions to a file.",
     "scale": "Test a checkpoint with more and fewer solver steps.",
     "export": "Write a checkpoint as a program for torch.export or ONNX.",
+    "compare": "Fit and test every combination of some settings.",
     "cross_validate": "Fit and test a fresh model for every fold of the data.",
 }
 

@@ -4,7 +4,9 @@ import csv
 import json
 import math
 import platform
+import re
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +19,10 @@ import deq_lightning
 from deq_lightning.app.runs import is_first, record_of
 from deq_lightning.files import replacing
 
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None  # type: ignore[assignment]
-
+PROCESS = Path("/proc/self")  # of Linux
 RESULTS = "results.json"
 METRICS = "metrics.csv"
 NO_CURVES = ("hp_metric",)
-MIB = 2**20
 
 
 class Results(Callback):
@@ -44,8 +41,7 @@ class Results(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin to count."""
         del pl_module
-        if trainer.strategy.root_device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
+        _forget_peak(trainer)
         self._began, self._first = time.monotonic(), trainer.global_step
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -66,6 +62,7 @@ class Results(Callback):
         score, steps = best.best_model_score, max(self._steps - self._first, 1)
         found = {
             "monitor": best.monitor,
+            "mode": best.mode,
             "best": None if score is None else score.item(),
             "checkpoint": Path(best.best_model_path).name or None,
             "val": self._figures,
@@ -116,14 +113,22 @@ def _figures(trainer: pl.Trainer, prefix: str) -> dict[str, float | None]:
     return {name: value if math.isfinite(value) else None for name, value in found.items()}
 
 
-def _peak_memory(trainer: pl.Trainer) -> int | None:
-    """Return the largest memory so far: of the GPU, or of the process and what it has loaded."""
+def _forget_peak(trainer: pl.Trainer) -> None:
+    """Let the largest memory be that from here on, where the system can."""
     if trainer.strategy.root_device.type == "cuda":
-        return round(torch.cuda.max_memory_allocated() / MIB)
-    if resource is None:
-        return None
-    unit = 1 if platform.system() == "Darwin" else 1024
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MIB)
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError):  # Linux alone has it
+        (PROCESS / "clear_refs").write_text("5")
+
+
+def _peak_memory(trainer: pl.Trainer) -> int | None:
+    """Return the largest memory in MiB: of the GPU, or of the process with all that it has loaded. None: not known."""
+    if trainer.strategy.root_device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated() / 2**20)
+    with suppress(OSError):
+        found = re.search(r"VmHWM:\s*(\d+) kB", (PROCESS / "status").read_text())
+        return round(int(found[1]) / 2**10) if found else None
+    return None
 
 
 def _hardware(trainer: pl.Trainer) -> dict[str, Any]:
