@@ -16,6 +16,7 @@ from deq_lightning.app.commands import LIGHTNINGS, OWN, OwnTrainer
 from deq_lightning.app.configs import ConfigByName
 from deq_lightning.app.continuing import check_continues, check_optimizer, go_on_with, other_splits
 from deq_lightning.app.ending import check_trained, in_words, report_fit
+from deq_lightning.app.extra import CALLBACKS
 from deq_lightning.app.fitting import check_task, check_trainer, class_of, fill_sizes, follow_seed, refusals, try_out
 from deq_lightning.app.found import option
 from deq_lightning.app.header import Header, departures, say_departures
@@ -252,7 +253,8 @@ class DEQCLI(LightningCLI):
         folders = [self.folder, *(self._get(self.config_init, key).dirpath for key in CHECKPOINTS if fit)]
         plugins = with_storage(typed.plugins, filter(None, folders))
         # Behind all other callbacks, so that what those log of a batch is there.
-        seen = [*([header, best, Results(self.folder)] if fit else [Stop()]), *average, *progress(typed, fit)]
+        own = [header, best, Results(self.folder), *CALLBACKS] if fit else [Stop()]
+        seen = [*own, *average, *progress(typed, fit)]
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": seen}
         trainer = super().instantiate_trainer(**display(typed), plugins=plugins, **kwargs)
         if self.subcommand not in ("fit", None):

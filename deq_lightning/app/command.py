@@ -16,6 +16,7 @@ from deq_lightning.app.messages import UsageError
 from deq_lightning.app.names import load_named
 from deq_lightning.app.predicting import check_inputs
 from deq_lightning.app.runs import say
+from deq_lightning.app.search.command import search
 from deq_lightning.app.stops import interruptible
 from deq_lightning.app.translation import with_flags
 from deq_lightning.callbacks import DivergenceError
@@ -54,6 +55,8 @@ def execute(args: Sequence[str], run: bool = True) -> DEQCLI:
             return cross_validate(args[1:], execute)
         if run and args[0] == "compare":
             return compare(args[1:], execute)
+        if run and args[0] == "search":
+            return search(args[1:], execute)
         return DEQCLI(with_own_config(args) if run else args, run)
     except (UsageError, CombinationError, DataError, MisconfigurationException) as error:
         raise _ended(with_flags(error), 2) from error

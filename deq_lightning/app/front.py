@@ -22,6 +22,7 @@ SUBCOMMANDS = {
     "scale": "Test a checkpoint with more and fewer solver steps.",
     "export": "Write a checkpoint as a program for torch.export or ONNX.",
     "compare": "Fit and test every combination of some settings.",
+    "search": "Let Optuna choose settings, run by run.",
     "cross_validate": "Fit and test a fresh model for every fold of the data.",
 }
 

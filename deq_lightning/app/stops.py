@@ -152,10 +152,15 @@ def interruptible(main: Main) -> Main:
     return cast(Main, wrapped)
 
 
+OF_MANY_RUNS = ("compare", "search", "cross_validate")  # which go on by themselves when typed again
+
+
 def _way_on(args: list[str], checkpoint: Path | None) -> Iterator[str]:
     """Yield the line that says how to go on, where there is something to go on with."""
     continued = any(arg.split("=")[0] == "--ckpt_path" for arg in args)
-    if args[:1] in (["cross_validate"], ["compare"]) or (args[:1] == ["fit"] and checkpoint is None and continued):
+    if args[:1] in (["cross_validate"], ["compare"], ["search"]) or (
+        args[:1] == ["fit"] and checkpoint is None and continued
+    ):
         yield f"continue: python -m deq_lightning {shlex.join(args)}"
     elif checkpoint is not None:
         yield f"continue: {command_for('fit', checkpoint)}"

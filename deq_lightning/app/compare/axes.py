@@ -66,7 +66,7 @@ def _axis(text: str) -> list[tuple[Pair, ...]]:
         key = key.strip().removeprefix("--")
         if not (is_there and re.fullmatch(r"[\w.]+", key)):
             raise UsageError(f"`--over` must be a flag with its values, such as gradient=UPG,NPG, got {text}.")
-        columns.append([(key, value) for value in _values(key, values)])
+        columns.append([(key, value) for value in values_of("over", key, values)])
     if not columns:
         raise UsageError("`--over` must be a flag with its values, such as gradient=UPG,NPG, got nothing.")
     for one, other in pairwise(columns):
@@ -78,16 +78,26 @@ def _axis(text: str) -> list[tuple[Pair, ...]]:
     return list(zip(*columns, strict=True))
 
 
-def _values(key: str, text: str) -> list[str]:
+def values_of(option: str, key: str, text: str) -> list[str]:
+    """Return the values in a text such as `a,b` or `0..4`.
+
+    Args:
+        option: after which it was typed.
+        key: the flag that gets them.
+        text: the values.
+
+    Raises:
+        UsageError: if there are none, or one comes twice.
+    """
     if span := re.fullmatch(r"\s*(-?\d+)\.\.(-?\d+)\s*", text):
         values = [str(one) for one in range(int(span[1]), int(span[2]) + 1)]
     else:
         values = list(_parts(text))
     if not values:
-        raise UsageError(f"`--over {key}` must have values, such as 0..4 or a,b, got {text or 'none'}.")
+        raise UsageError(f"`--{option} {key}` must have values, such as 0..4 or a,b, got {text or 'none'}.")
     for value in values:
         if not value or values.count(value) > 1:
-            raise UsageError(f"`--over {key}` must have different values, got {text}.")
+            raise UsageError(f"`--{option} {key}` must have different values, got {text}.")
     return values
 
 

@@ -50,11 +50,11 @@ def compare(args: Sequence[str], main: Main) -> Any:
     if options.jobs < 1:
         raise UsageError(f"`--jobs` must be 1 or more, got {options.jobs}.")
     cli = main(rest, run=False)  # so that whatever is wrong is said before the first run
-    _check_flags(settings, rest, main)
+    check_flags(settings, rest, main)
     parent = Path(cli.config.trainer.default_root_dir or "checkpoints")
     name = inside_of(parent, options.name or f"{run_name(cli.config)}_compared")
     folder = parent / name
-    _keep_base(folder / BASE, json.loads(cli.parser.dump(cli.config, format="json")))
+    keep_base(folder / BASE, json.loads(cli.parser.dump(cli.config, format="json")))
     with _helpers(args, options.jobs, folder):
         for setting in own:
             _once(setting, rest, parent, name, f"{cli.config.last_checkpoint.filename}.ckpt", main)
@@ -95,7 +95,7 @@ def _shard(text: str) -> slice:
     return slice(int(part) - 1, None, int(parts))
 
 
-def _check_flags(settings: Sequence[Setting], rest: Sequence[str], main: Main) -> None:
+def check_flags(settings: Sequence[Setting], rest: Sequence[str], main: Main) -> None:
     """Build a setting, so that an unknown flag ends the command and not every run of it; single ones may be refused."""
     for number, setting in enumerate(settings[:TRIED], start=1):
         said = io.StringIO()
@@ -109,7 +109,7 @@ def _check_flags(settings: Sequence[Setting], rest: Sequence[str], main: Main) -
                 raise
 
 
-def _keep_base(path: Path, base: dict[str, Any]) -> None:
+def keep_base(path: Path, base: dict[str, Any]) -> None:
     """Write down what all runs share, or make sure that it is the same.
 
     Raises:
@@ -183,18 +183,32 @@ def _once(setting: Setting, rest: Sequence[str], parent: Path, name: str, last: 
     with claimed(folder / "claims", setting.name) as ours:
         if not ours or (folder / setting.name / RESULTS).is_file():
             return
-        say(f"setting: {setting.name}", flush=True)
-        said = Kept()
-        try:
-            with redirect_stderr(said):
-                main(["fit", *rest, *setting.flags, *place(parent, f"{name}/{setting.name}", last)])
-        except SystemExit as error:
-            if error.code not in (1, 2) or isinstance(
-                error.__cause__, OSError | StorageError
-            ):  # stopped, or a full disk
-                raise
+        if error := fit_or_fail(setting, rest, parent, name, last, main):
             failed.parent.mkdir(exist_ok=True)
-            failed.write_text(said.getvalue().rpartition("error: ")[2])
+            failed.write_text(error)
+
+
+def fit_or_fail(setting: Setting, rest: Sequence[str], parent: Path, name: str, last: str, main: Main) -> str | None:
+    """Fit a setting, from its last checkpoint if there is one, and return what went wrong with it.
+
+    Args:
+        setting: what is its own.
+        rest: arguments that all settings share.
+        parent: folder of all runs.
+        name: of the folder in it that holds the settings.
+        last: name of the file of a last checkpoint.
+        main: runs the command line.
+    """
+    say(f"setting: {setting.name}", flush=True)
+    said = Kept()
+    try:
+        with redirect_stderr(said):
+            main(["fit", *rest, *setting.flags, *place(parent, f"{name}/{setting.name}", last)])
+    except SystemExit as error:
+        if error.code not in (1, 2) or isinstance(error.__cause__, OSError | StorageError):
+            raise  # stopped, or a full disk
+        return said.getvalue().rpartition("error: ")[2]
+    return None
 
 
 class Kept(io.StringIO):

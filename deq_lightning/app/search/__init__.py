@@ -1,0 +1,1 @@
+"""`python -m deq_lightning search`: settings chosen by Optuna."""
