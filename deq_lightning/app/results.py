@@ -59,6 +59,8 @@ class Results(Callback):
         """
         if self.folder is None or not self.folder.is_dir() or not is_first():
             return
+        if self._steps == self._first and (self.folder / RESULTS).is_file():
+            return  # a run that was complete
         score, steps = best.best_model_score, max(self._steps - self._first, 1)
         found = {
             "monitor": best.monitor,

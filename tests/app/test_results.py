@@ -48,3 +48,6 @@ def test_the_curves_are_those_of_tensorboard_over_all_starts(folder: Path) -> No
     assert len(losses) == 6 and losses[:3] == [row["train_loss"] for row in first if row["train_loss"]]
     assert sum(bool(row["val_acc"]) for row in rows) == 2 and "hp_metric" not in rows[0]
     assert [int(row["step"]) for row in rows] == sorted({int(row["step"]) for row in rows})
+    before = (run / "results.json").read_bytes()
+    main(["fit", "--ckpt_path", str(run / "last.ckpt"), "--trainer.max_epochs", "2", "--test_after_fit", "false"])
+    assert (run / "results.json").read_bytes() == before  # nothing was left to train
