@@ -116,11 +116,11 @@ def shown(values: Sequence[float]) -> str:
 
 def picture(table: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Any:
     """Return accuracy over operations, a mark for each row."""
-    figure, ((axes,),) = grid(1, 1, 6.0, 4.0)
+    figure, ((axes,),) = grid(1, 1, 7.5, 3.6)
     for name, runs in table.items():
         x, y = (fmean(run[figure] for run in runs.values()) for figure in ("mflops", "accuracy"))
-        axes.plot([x], [y], "o" if name.startswith("MIND") else "s")
-        axes.annotate(name, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=7)
+        axes.plot([x], [y], "o" if name.startswith("MIND") else "s", label=name)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     axes.set(xlabel="millions of operations for an image", ylabel="test accuracy")
     return figure
 
