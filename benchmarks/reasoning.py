@@ -67,7 +67,7 @@ PROBLEMS = {
     ),
     "sudoku6": Problem(
         "sudoku6_recursive",
-        "--model.eval_segments 1 --budgets [1,3,7,15,31]",  # a segment is one more cycle than its budget
+        "--model.eval_segments 1 --budgets [1,3,7,15,31]",  # one more cycle than the budget is run
         {
             "the config": "",
             "one segment": "--model.segments 1 --model.halting false",
@@ -80,7 +80,7 @@ PROBLEMS = {
             "Implicit": "--gradient Implicit",
         },
         flags="--trainer.max_epochs 12 --trainer.check_val_every_n_epoch 6",
-        counted="segments",
+        counted="cycles",
         extra=1,
     ),
 }

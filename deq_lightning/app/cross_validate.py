@@ -13,7 +13,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from deq_lightning.app.checkpoints import read_checkpoint
 from deq_lightning.app.compare.command import difference, place
-from deq_lightning.app.messages import UsageError
+from deq_lightning.app.messages import Options, UsageError
 from deq_lightning.app.runs import Lock, inside_of, is_first, run_name, say
 from deq_lightning.files import replacing
 
@@ -86,7 +86,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Options(
         prog="deq_lightning cross_validate",
         description="Fit and test a fresh model for every fold of the data. The same command again goes on where it "
         "was interrupted.",

@@ -1,7 +1,9 @@
 """What the command line says of a mistake: what must hold, what came and what to type."""
 
+import argparse
 import difflib
 from collections.abc import Sequence
+from typing import NoReturn
 
 
 class UsageError(Exception):
@@ -13,3 +15,16 @@ def suggest(name: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     question = f"Did you mean {' or '.join(near)}? " if near else ""
     return question + (f"Known: {', '.join(known)}." if known else "")
+
+
+class Options(argparse.ArgumentParser):
+    """A parser of a command's own options, which refuses in a line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, and where to look.
+
+        Raises:
+            UsageError: always.
+        """
+        command = self.prog.rpartition(" ")[2]
+        raise UsageError(f"{message}. Type `{command} --help` for its options.")

@@ -196,6 +196,7 @@ def test_a_claim_has_a_heartbeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
+        ([*OVER, "--jobs", "many"], "error: argument --jobs: invalid int value: 'many'. Type `compare --help`"),
         (["--over", "gradient.kk=1,2"], "there is no argument `kk`"),
         slow([*OVER, "--jobs", "0"], "`--jobs` must be 1 or more, got 0."),
         slow([*OVER, "--shard", "3/2"], "`--shard` must be a part of so many, such as 2/3, got 3/2."),

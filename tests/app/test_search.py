@@ -154,6 +154,7 @@ def test_a_search_of_real_runs(folder: Path, capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
+        ([], "error: the following arguments are required: --space. Type `search --help` for its options."),
         (["--space", "gradient.kk=1..2"], "there is no argument `kk`"),
         slow([*SPACE, "--trials", "0"], "`--trials` must be 1 or more, got 0."),
         slow([*SPACE, "--prune", "--minimize", "seconds_per_step"], "Leave one of them out."),

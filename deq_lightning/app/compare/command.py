@@ -18,7 +18,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from deq_lightning.app.compare.axes import Setting, settings_of
 from deq_lightning.app.compare.claims import claimed
 from deq_lightning.app.compare.table import FAILED, report
-from deq_lightning.app.messages import UsageError
+from deq_lightning.app.messages import Options, UsageError
 from deq_lightning.app.results import RESULTS
 from deq_lightning.app.runs import inside_of, is_first, run_name, say
 from deq_lightning.files import StorageError, replacing
@@ -63,7 +63,7 @@ def compare(args: Sequence[str], main: Main) -> Any:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Options(
         prog="deq_lightning compare",
         description="Fit and test every combination of settings, and show what they come to. The same command again "
         "goes on where it was interrupted.",

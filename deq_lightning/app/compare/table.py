@@ -40,7 +40,7 @@ def report(folder: Path, settings: Sequence[Setting]) -> None:
         seen: dict[str, Any] = {key: escape(value) for key, value in plain.items()}
         columns: dict[str, list[float]] = {}
         for run in repeats.values():
-            for name, value in {**run.get("test", {}), **{cost: run.get(cost) for cost in COSTS}}.items():
+            for name, value in _columns(run).items():
                 columns.setdefault(name, []).append(value) if value is not None else None
         plain["runs"] = seen["runs"] = sum("error" not in run for run in repeats.values())
         for name, values in columns.items():
@@ -61,6 +61,13 @@ def report(folder: Path, settings: Sequence[Setting]) -> None:
     if any("failed" in row for row in rows):
         say(f"failed runs are not done again: delete `{folder / FAILED}` for that")
     write(folder / "comparison_table", rows, protocol)
+
+
+def _columns(run: dict[str, Any]) -> dict[str, float | None]:
+    """Return the figures of a run and its costs; of one without a test that of its best checkpoint."""
+    if "error" in run:
+        return {}
+    return (run["test"] or {run["monitor"]: run.get("best")}) | {cost: run.get(cost) for cost in COSTS}
 
 
 def _found(folder: Path, settings: Sequence[Setting]) -> dict[tuple[Pair, ...], Repeats]:

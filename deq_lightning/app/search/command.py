@@ -15,7 +15,7 @@ from deq_lightning.app.compare.axes import Setting
 from deq_lightning.app.compare.claims import claimed
 from deq_lightning.app.compare.command import check_flags, fit_or_fail, keep_base
 from deq_lightning.app.extra import with_callbacks
-from deq_lightning.app.messages import UsageError
+from deq_lightning.app.messages import Options, UsageError
 from deq_lightning.app.results import RESULTS
 from deq_lightning.app.runs import inside_of, run_name, say
 from deq_lightning.app.search.space import Dimension, dimensions
@@ -66,7 +66,7 @@ def search(args: Sequence[str], main: Main) -> Any:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Options(
         prog="deq_lightning search",
         description="Let Optuna choose settings, run by run, by the validation figure that chooses the best "
         "checkpoint. The same command again goes on where it was interrupted; several at a time share the trials.",
