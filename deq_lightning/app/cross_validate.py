@@ -4,7 +4,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,13 @@ from typing import Any
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from deq_lightning.app.checkpoints import read_checkpoint
-from deq_lightning.app.compare.command import difference, place
+from deq_lightning.app.compare.shared import Main, difference, place, place_of
 from deq_lightning.app.messages import Options, UsageError
-from deq_lightning.app.runs import Lock, inside_of, is_first, run_name, say
+from deq_lightning.app.runs import Lock, is_first, say
 from deq_lightning.files import replacing
 
 RESULTS = "cross_validation.json"
 OWN_PROTOCOL = "each fold's epoch is selected by a validation part of the other folds"
-Main = Callable[..., Any]  # the command line's own, from arguments to its object
 
 
 def cross_validate(args: Sequence[str], main: Main) -> Any:
@@ -48,9 +47,7 @@ def cross_validate(args: Sequence[str], main: Main) -> Any:
     data.prepare_data()
     data.setup("fit")
 
-    parent = Path(cli.config.trainer.default_root_dir or "checkpoints")
-    name = options.name or run_name(cli.config) + ("_folds_selected_on_test" if data.validate_on_test else "_folds")
-    name = inside_of(parent, name)
+    parent, name = place_of(cli, options.name, "folds_selected_on_test" if data.validate_on_test else "folds")
     rest += ["--data.validate_on_test", str(data.validate_on_test).lower(), "--test_after_fit", "true"]
     results = _results_so_far(parent / name / RESULTS, cli)
     with _alone(parent / name):

@@ -1,12 +1,13 @@
 """What of a task's hyper-parameters goes into checkpoints."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.cli import instantiate_module
 
 from deq_lightning.configured import class_path, described
 from deq_lightning.trust import foreign_names, only_plain, unfolded
@@ -60,6 +61,17 @@ def recipe(task: pl.LightningModule, parts: dict[str, Any]) -> dict[str, Any]:
         with suppress(ValueError):
             found[name] = described(part)
     return found
+
+
+def made_of(base: type, settings: Any) -> Any:
+    """Return an object of plain settings: the path of a class, or that with the arguments of its constructor.
+
+    Args:
+        base: what it is to be an instance of.
+        settings: as `described` returns them.
+    """
+    settings = settings if isinstance(settings, Mapping) else {"class_path": settings}
+    return instantiate_module(base, {"_class_path": settings["class_path"], **(settings.get("init_args") or {})})
 
 
 RECIPE = "made_of"  # in a checkpoint

@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 import yaml
-from pytorch_lightning.cli import instantiate_module
 
 from deq_lightning.gradients import GradientStrategy
 from deq_lightning.tasks.base import ImplicitTask
-from deq_lightning.tasks.hparams import INSTANTIATOR, RECIPE
+from deq_lightning.tasks.hparams import INSTANTIATOR, RECIPE, made_of
 from deq_lightning.tasks.new_inputs import TrainedOn
 from deq_lightning.trust import foreign_names, only_plain, unfolded
 
@@ -116,9 +115,7 @@ def _instantiated(checkpoint: Mapping[str, Any], parts: Mapping[str, Any]) -> di
 
 
 def _give_gradient(task: ImplicitTask, settings: Any, checkpoint: Mapping[str, Any]) -> None:
-    settings = settings if isinstance(settings, Mapping) else {"class_path": settings}
-    arguments = {"_class_path": settings["class_path"], **(settings.get("init_args") or {})}
-    gradient = instantiate_module(GradientStrategy, arguments)  # type: ignore[type-abstract]
+    gradient = made_of(GradientStrategy, settings)
     state = (checkpoint.get("callbacks") or {}).get(gradient.state_key)
     if state:
         gradient.load_state_dict(state)

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.cli import instantiate_module
 from torch import Tensor
 
+from deq_lightning.tasks.hparams import made_of
 from deq_lightning.trust import foreign_names, unfolded
 
 
@@ -45,8 +45,7 @@ class TrainedOn:
                 f"the checkpoint names {name} as `data.{key}`, which is not of this program. If you trust it, call "
                 "`deq_lightning.load(path, trust_config=True)`."
             )
-        arguments = {"_class_path": self.recipe["class_path"], **(self.recipe.get("init_args") or {})}
-        data = instantiate_module(pl.LightningDataModule, arguments)
+        data = made_of(pl.LightningDataModule, self.recipe)
         if state := self.states.get(type(data).__qualname__):
             data.load_state_dict(state)
         if not hasattr(data, "inputs"):

@@ -1,31 +1,25 @@
 """The command: its options, its runs, and its folder."""
 
 import argparse
-import io
-import json
 import os
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from deq_lightning.app.compare.axes import Setting, settings_of
 from deq_lightning.app.compare.claims import claimed
+from deq_lightning.app.compare.shared import Main, check_flags, fit_or_fail, keep_base, place_of
 from deq_lightning.app.compare.table import FAILED, report
 from deq_lightning.app.messages import Options, UsageError
 from deq_lightning.app.results import RESULTS
-from deq_lightning.app.runs import inside_of, is_first, run_name, say
-from deq_lightning.files import StorageError, replacing
+from deq_lightning.app.runs import say
 
 BASE = "comparison.json"  # the settings that all runs share
-TRIED = 3  # settings that are built before the first run
-Main = Callable[..., Any]  # the command line's own, from arguments to its object
 
 
 def compare(args: Sequence[str], main: Main) -> Any:
@@ -51,10 +45,9 @@ def compare(args: Sequence[str], main: Main) -> Any:
         raise UsageError(f"`--jobs` must be 1 or more, got {options.jobs}.")
     cli = main(rest, run=False)  # so that whatever is wrong is said before the first run
     check_flags(settings, rest, main)
-    parent = Path(cli.config.trainer.default_root_dir or "checkpoints")
-    name = inside_of(parent, options.name or f"{run_name(cli.config)}_compared")
+    parent, name = place_of(cli, options.name, "compared")
     folder = parent / name
-    keep_base(folder / BASE, json.loads(cli.parser.dump(cli.config, format="json")))
+    keep_base(folder / BASE, cli)
     with _helpers(args, options.jobs, folder):
         for setting in own:
             _once(setting, rest, parent, name, f"{cli.config.last_checkpoint.filename}.ckpt", main)
@@ -95,60 +88,6 @@ def _shard(text: str) -> slice:
     return slice(int(part) - 1, None, int(parts))
 
 
-def check_flags(settings: Sequence[Setting], rest: Sequence[str], main: Main) -> None:
-    """Build a setting, so that an unknown flag ends the command and not every run of it; single ones may be refused."""
-    for number, setting in enumerate(settings[:TRIED], start=1):
-        said = io.StringIO()
-        try:
-            with redirect_stderr(said):
-                main([*rest, *setting.flags], run=False)
-            return
-        except SystemExit:
-            if number == min(len(settings), TRIED):
-                print(said.getvalue(), end="", file=sys.stderr)
-                raise
-
-
-def keep_base(path: Path, base: dict[str, Any]) -> None:
-    """Write down what all runs share, or make sure that it is the same.
-
-    Raises:
-        UsageError: if it is not.
-    """
-    if path.is_file():
-        try:
-            found = json.loads(path.read_text())
-        except ValueError as error:
-            raise UsageError(f"`{path}` is damaged. Move it away, or type `--name NAME` for new runs.") from error
-        if different := difference(found, base):
-            raise UsageError(
-                f"`{path.parent}` holds runs of other settings: {different}. Type `--name NAME` for new ones."
-            )
-        return
-    if is_first():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path, "w") as file:
-            file.write(json.dumps(base, indent=2) + "\n")
-
-
-def difference(theirs: dict[str, Any], typed: dict[str, Any]) -> str | None:
-    """Say the first thing that differs between two trees of settings."""
-    one, other = dict(_leaves(theirs)), dict(_leaves(typed))
-    for key in [*one, *other]:
-        if key != "config" and one.get(key) != other.get(key):
-            return f"there `{key}` is {one.get(key)}, here {other.get(key)}"
-    return None
-
-
-def _leaves(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every setting with its dotted name."""
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{above}{key}.")
-        else:
-            yield above + key, value
-
-
 @contextmanager
 def _helpers(args: Sequence[str], jobs: int, folder: Path) -> Iterator[None]:
     """Have other processes type the same command, and wait for them; each takes runs that nobody has taken."""
@@ -186,49 +125,3 @@ def _once(setting: Setting, rest: Sequence[str], parent: Path, name: str, last: 
         if error := fit_or_fail(setting, rest, parent, name, last, main):
             failed.parent.mkdir(exist_ok=True)
             failed.write_text(error)
-
-
-def fit_or_fail(setting: Setting, rest: Sequence[str], parent: Path, name: str, last: str, main: Main) -> str | None:
-    """Fit a setting, from its last checkpoint if there is one, and return what went wrong with it.
-
-    Args:
-        setting: what is its own.
-        rest: arguments that all settings share.
-        parent: folder of all runs.
-        name: of the folder in it that holds the settings.
-        last: name of the file of a last checkpoint.
-        main: runs the command line.
-    """
-    say(f"setting: {setting.name}", flush=True)
-    said = Kept()
-    try:
-        with redirect_stderr(said):
-            main(["fit", *rest, *setting.flags, *place(parent, f"{name}/{setting.name}", last)])
-    except SystemExit as error:
-        if error.code not in (1, 2) or isinstance(error.__cause__, OSError | StorageError):
-            raise  # stopped, or a full disk
-        return said.getvalue().rpartition("error: ")[2]
-    return None
-
-
-class Kept(io.StringIO):
-    """Keeps what is written, and passes it on to what was the standard error."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._shown = sys.stderr
-
-    def write(self, text: str) -> int:
-        """Do both."""
-        self._shown.write(text)
-        return super().write(text)
-
-
-def place(parent: Path, name: str, last: str) -> list[str]:
-    """Return the arguments that begin a run, or go on from its last checkpoint."""
-    own = parent / name
-    if (own / last).is_file():
-        return ["--ckpt_path", str(own / last)]
-    if not any(own.glob("*.ckpt")):
-        rank_zero_only(shutil.rmtree)(own, ignore_errors=True)  # of a run that did not come to its first checkpoint
-    return ["--name", name]

@@ -13,17 +13,16 @@ from pytorch_lightning.callbacks import Callback
 
 from deq_lightning.app.compare.axes import Setting
 from deq_lightning.app.compare.claims import claimed
-from deq_lightning.app.compare.command import check_flags, fit_or_fail, keep_base
+from deq_lightning.app.compare.shared import Main, check_flags, fit_or_fail, keep_base, place_of
 from deq_lightning.app.extra import with_callbacks
 from deq_lightning.app.messages import Options, UsageError
 from deq_lightning.app.results import RESULTS
-from deq_lightning.app.runs import inside_of, run_name, say
+from deq_lightning.app.runs import say
 from deq_lightning.app.search.space import Dimension, dimensions
 from deq_lightning.app.tables import show
 
 STUDY = "study.log"  # Optuna's own file
 COSTS = ("seconds_per_step", "peak_memory_mib")
-Main = Callable[..., Any]  # the command line's own, from arguments to its object
 
 
 def search(args: Sequence[str], main: Main) -> Any:
@@ -49,14 +48,13 @@ def search(args: Sequence[str], main: Main) -> Any:
         raise UsageError("`--prune` looks at one figure, and `--minimize` adds another. Leave one of them out.")
     optuna = _optuna()
     cli = main(rest, run=False)  # so that whatever is wrong is said before the first run
-    parent = Path(cli.config.trainer.default_root_dir or "checkpoints")
-    name = inside_of(parent, options.name or f"{run_name(cli.config)}_searched")
+    parent, name = place_of(cli, options.name, "searched")
     if cli.trainer.world_size > 1:
         raise UsageError(
             "`search` does a trial in one process. Type `--trainer.devices 1`, and the command several times."
         )
     check_flags([_corner(space, last) for last in (False, True)], rest, main)
-    keep_base(parent / name / "search.json", json.loads(cli.parser.dump(cli.config, format="json")))
+    keep_base(parent / name / "search.json", cli)
     best, seed = cli.config_init.best_checkpoint, cli.config.seed_everything
     hunt = Search(optuna, parent / name, space, str(best.monitor), best.mode, options.minimize, seed)
     last = f"{cli.config.last_checkpoint.filename}.ckpt"

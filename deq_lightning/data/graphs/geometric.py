@@ -14,11 +14,9 @@ from torch import Tensor
 from torch_geometric.data import Data, Dataset
 
 from deq_lightning.configured import whole
-from deq_lightning.data.base import Size
 from deq_lightning.data.errors import DataError, DatasetNotFoundError, brief
 from deq_lightning.data.graphs.own import SPLITS, Graphs
 from deq_lightning.data.graphs.saved import MASKS, Saved, made, refused_name
-from deq_lightning.data.graphs.weights import Normalization
 from deq_lightning.trust import plain_pickles
 
 
@@ -35,13 +33,7 @@ class GeometricDataset(Graphs):
         root: folder of its files, or for them.
         download: whether it may download missing files.
         fold: which of several published masks of nodes, from 0.
-        normalization: of the edge weights, as in `Graphs`.
-        val_size: graphs or nodes that validate, as in `Graphs`, where no published split says so.
-        test_size: those that test, likewise.
-        batch_size: training graphs per step and device, 1 or more.
-        eval_batch_size: graphs per validation, test or prediction step; by default `batch_size`.
-        num_workers: processes that collate graphs; by default 0.
-        seed: fixes the splits and the order of the training graphs, 0 or more.
+        graphs: other arguments of `Graphs`; sizes are of what no published split says.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -57,15 +49,9 @@ class GeometricDataset(Graphs):
         root: str = "data/geometric",
         download: bool = False,
         fold: int = 0,
-        normalization: Normalization = "gcn",
-        val_size: Size = 0.15,
-        test_size: Size = 0.2,
-        batch_size: int = 32,
-        eval_batch_size: int | None = None,
-        num_workers: int | None = None,
-        seed: int = 0,
+        **graphs: Any,
     ) -> None:
-        super().__init__(root, normalization, val_size, test_size, batch_size, eval_batch_size, num_workers, seed)
+        super().__init__(root, **graphs)
         known = torch_geometric.datasets.__all__
         if name not in known:
             near = difflib.get_close_matches(name, known, 3, 0.4) or known[:3]
