@@ -38,6 +38,7 @@ from .estimators import JacobianPenalty as JacobianPenalty
 from .estimators import gradient_audit as gradient_audit
 from .estimators import jacobian_penalty as jacobian_penalty
 from .estimators import path_independence as path_independence
+from .estimators import residual_curve as residual_curve
 from .estimators import spectral_radius as spectral_radius
 from .gradients import JFB as JFB
 from .gradients import NPG as NPG

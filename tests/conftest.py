@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import gc
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,3 +21,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty current folder."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare every fit the second that its pictures take; `tests/app/test_pages.py` looks at them."""
+    if module := sys.modules.get("deq_lightning.app.results"):
+        monkeypatch.setattr(module, "write_report", lambda folder: [])

@@ -27,7 +27,7 @@ def begin(config: Namespace, checkpoint: dict[str, Any] | None, old: Path | None
         parent, writes = Path(config.trainer.default_root_dir or "checkpoints"), not config.trainer.fast_dev_run
         folder, made = claim_folder(parent, config.name or run_name(config), writes)
     if config.trainer.logger is None:
-        place = Namespace(save_dir=str(folder), name="", version="")
+        place = Namespace(save_dir=str(folder), name="", version="", default_hp_metric=False)
         config.trainer.logger = Namespace(class_path="pytorch_lightning.loggers.TensorBoardLogger", init_args=place)
     return Footprint(folder, (checkpoint or {}).get("global_step", 0), made)
 

@@ -253,7 +253,7 @@ class DEQCLI(LightningCLI):
         folders = [self.folder, *(self._get(self.config_init, key).dirpath for key in CHECKPOINTS if fit)]
         plugins = with_storage(typed.plugins, filter(None, folders))
         # Behind all other callbacks, so that what those log of a batch is there.
-        own = [header, best, Results(self.folder), *CALLBACKS] if fit else [Stop()]
+        own = [header, best, Results(self.folder, self._get(self.config, "report")), *CALLBACKS] if fit else [Stop()]
         seen = [*own, *average, *progress(typed, fit)]
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": seen}
         trainer = super().instantiate_trainer(**display(typed), plugins=plugins, **kwargs)

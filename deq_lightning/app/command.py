@@ -5,6 +5,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
@@ -15,6 +16,7 @@ from deq_lightning.app.found import with_own_config
 from deq_lightning.app.messages import UsageError
 from deq_lightning.app.names import load_named
 from deq_lightning.app.predicting import check_inputs
+from deq_lightning.app.report.command import report
 from deq_lightning.app.runs import say
 from deq_lightning.app.search.command import search
 from deq_lightning.app.stops import interruptible
@@ -24,6 +26,8 @@ from deq_lightning.configured import CombinationError, RunError
 from deq_lightning.data import DataError
 from deq_lightning.data.errors import printable
 from deq_lightning.files import not_written
+
+OF_RUNS = {"cross_validate": cross_validate, "compare": compare, "search": search}  # which fit again and again
 
 # Warnings about Lightning's own doings, which the user cannot change.
 QUIET = (
@@ -38,25 +42,23 @@ QUIET = (
 
 
 @interruptible
-def command(args: Sequence[str], run: bool = True) -> DEQCLI:
+def command(args: Sequence[str], run: bool = True) -> Any:
     """Run the command line, or build what the arguments say; see `main`."""
     return execute(args, run)
 
 
-def execute(args: Sequence[str], run: bool = True) -> DEQCLI:
+def execute(args: Sequence[str], run: bool = True) -> Any:
     """Run the command line without handling interruptions; cross-validation calls it for every fold."""
     for message in QUIET:
         warnings.filterwarnings("ignore", message=message)
-    args = [re.sub("^--run(?=$|=)", "--name", arg) for arg in args]  # as it was called in version 0.1.0
-    load_named(_texts(args))
     try:
+        if run and args[0] == "report":
+            return report(args[1:])
+        args = [re.sub("^--run(?=$|=)", "--name", arg) for arg in args]  # as it was called in version 0.1.0
+        load_named(_texts(args))
         check_inputs(args)
-        if run and args[0] == "cross_validate":
-            return cross_validate(args[1:], execute)
-        if run and args[0] == "compare":
-            return compare(args[1:], execute)
-        if run and args[0] == "search":
-            return search(args[1:], execute)
+        if run and args[0] in OF_RUNS:
+            return OF_RUNS[args[0]](args[1:], execute)
         return DEQCLI(with_own_config(args) if run else args, run)
     except (UsageError, CombinationError, DataError, MisconfigurationException) as error:
         raise _ended(with_flags(error), 2) from error

@@ -16,7 +16,17 @@ from deq_lightning.trust import foreign_names, is_bounded, unfolded
 
 USED = {"model", "data", "gradient", "seed_everything"}  # what a checkpoint needs to be evaluated
 CONTINUED = USED | {
-    *("trainer", "best_checkpoint", "last_checkpoint", "monitor", "guard", "predictions", "ema", "test_after_fit"),
+    *(
+        "trainer",
+        "best_checkpoint",
+        "last_checkpoint",
+        "monitor",
+        "guard",
+        "predictions",
+        "ema",
+        "test_after_fit",
+        "report",
+    ),
 }
 FORGOTTEN = {"name", "run", "weights", "ckpt_path", "weights_only", "config", "trust_config"}
 RUN = "{run}"  # as a folder: that of the run

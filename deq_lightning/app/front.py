@@ -20,6 +20,7 @@ SUBCOMMANDS = {
     "test": "Evaluate a checkpoint on the test data.",
     "predict": "Write a checkpoint's predictions to a file.",
     "scale": "Test a checkpoint with more and fewer solver steps.",
+    "report": "Write what a run or a comparison has come to as a page with pictures.",
     "export": "Write a checkpoint as a program for torch.export or ONNX.",
     "compare": "Fit and test every combination of some settings.",
     "search": "Let Optuna choose settings, run by run.",

@@ -62,3 +62,6 @@ def add_keys(parser: LightningArgumentParser) -> None:
     parser.add_argument(
         "--test_after_fit", type=bool, default=True, help="Whether `fit` ends by testing the best checkpoint."
     )
+    parser.add_argument(
+        "--report", type=bool, default=True, help="Whether `fit` ends by writing a page with pictures of the run."
+    )

@@ -16,13 +16,16 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 
 import deq_lightning
-from deq_lightning.app.runs import is_first, record_of
+from deq_lightning.app.cost import Cost, cost_of
+from deq_lightning.app.report.command import write_report
+from deq_lightning.app.report.reading import METRICS, REACHED, RESULTS, curves_of
+from deq_lightning.app.runs import is_first, leaves, record_of
+from deq_lightning.callbacks import EquilibriumMonitor
+from deq_lightning.callbacks.record import Record
 from deq_lightning.files import replacing
+from deq_lightning.tasks import ImplicitTask
 
 PROCESS = Path("/proc/self")  # of Linux
-RESULTS = "results.json"
-METRICS = "metrics.csv"
-NO_CURVES = ("hp_metric",)
 
 
 class Results(Callback):
@@ -30,10 +33,14 @@ class Results(Callback):
 
     Args:
         folder: of the run. None: nothing is written.
+        report: whether a page with pictures is written as well.
     """
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path | None, report: bool = False) -> None:
         self.folder = folder
+        self.report = report
+        self._cost: Cost | None = None
+        self._residuals: list[Any] = []
         self._began = self._seconds = 0.0
         self._first = self._steps = 0
         self._figures: dict[str, float | None] = {}
@@ -44,11 +51,20 @@ class Results(Callback):
         _forget_peak(trainer)
         self._began, self._first = time.monotonic(), trainer.global_step
 
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the operations of the first batch."""
+        del outputs, batch_idx
+        if self._cost is None and self.folder is not None and isinstance(pl_module, ImplicitTask):
+            with trainer.precision_plugin.forward_context():
+                self._cost = cost_of(pl_module, batch)
+
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep what a test would overwrite."""
         del pl_module
         self._seconds, self._steps = time.monotonic() - self._began, trainer.global_step
-        self._figures = _figures(trainer, "val_")
+        self._figures, self._residuals = _figures(trainer, "val_"), _record(trainer).curves
 
     def write(self, trainer: pl.Trainer, best: ModelCheckpoint) -> None:
         """Write the files, over those of an earlier start of the run.
@@ -62,19 +78,21 @@ class Results(Callback):
         if self._steps == self._first and (self.folder / RESULTS).is_file():
             return  # a run that was complete
         score, steps = best.best_model_score, max(self._steps - self._first, 1)
+        tested = _figures(trainer, "test_")
         found = {
             "monitor": best.monitor,
             "mode": best.mode,
             "best": None if score is None else score.item(),
             "checkpoint": Path(best.best_model_path).name or None,
             "val": self._figures,
-            "test": _figures(trainer, "test_"),
+            "test": tested,
             "epochs": trainer.current_epoch,
             "steps": self._steps,
             "seconds": round(self._seconds, 2),  # of this start, validations included
             "seconds_per_step": round(self._seconds / steps, 5),
             "parameters": sum(one.numel() for one in trainer.lightning_module.parameters()),
-            "peak_memory_mib": _peak_memory(trainer),
+            "peak_memory_mib": peak_memory(trainer),
+            **self._operations(tested or self._figures),
             "hardware": _hardware(trainer),
             "versions": {
                 "deq_lightning": deq_lightning.__version__,
@@ -83,30 +101,58 @@ class Results(Callback):
                 "python": platform.python_version(),
             },
             "settings": record_of(self.folder),
+            "solver_steps": _record(trainer).steps,
+            "residuals": self._residuals,
         }
         with replacing(self.folder / RESULTS, "w") as file:
             file.write(json.dumps(found, indent=2, default=str) + "\n")
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.save()
-                _write_curves(self.folder / METRICS, logger.log_dir)
+        boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        for board in boards:
+            _write_settings(board, found)
+            board.save()
+            _write_curves(self.folder / METRICS, Path(board.log_dir))
+        if self.report:
+            for picture in write_report(self.folder):
+                for board in boards:
+                    board.experiment.add_image(
+                        f"report/{picture.stem}", _pixels(picture), self._steps, dataformats="HWC"
+                    )
+
+    def _operations(self, figures: dict[str, float | None]) -> dict[str, float]:
+        """Return the millions of operations of a cell's evaluation, and of a sample with the steps that it took."""
+        if self._cost is None:
+            return {}
+        steps = next((value for name, value in figures.items() if name.partition("_")[2] == "solver_steps"), None)
+        whole = self._cost.once + self._cost.evaluation * (steps or 0)
+        return {"mflops_per_evaluation": self._cost.evaluation / 1e6, "mflops_per_sample": whole / 1e6}
 
 
-def _write_curves(path: Path, events: str) -> None:
-    """Write all that TensorBoard draws, of every start of the run, as a table with a row for each step."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+def _record(trainer: pl.Trainer) -> Record:
+    """Return what the monitor has kept."""
+    monitors = (one for one in trainer.callbacks if isinstance(one, EquilibriumMonitor))  # type: ignore[attr-defined]
+    return next((one.record for one in monitors), Record())
 
-    read = EventAccumulator(events, size_guidance={"scalars": 0})  # all of them
-    read.Reload()
-    names = [name for name in read.Tags()["scalars"] if name not in NO_CURVES]
-    rows: dict[int, dict[str, float]] = {}
-    for name in names:
-        for one in read.Scalars(name):
-            rows.setdefault(one.step, {"step": one.step})[name] = one.value
+
+def _write_settings(board: TensorBoardLogger, found: dict[str, Any]) -> None:
+    """Let TensorBoard's table of settings have those of the run, with what it has come to."""
+    figures = {found["monitor"]: found["best"], **found["test"]}
+    reached = {f"{REACHED}{name}": value for name, value in figures.items() if value is not None}
+    board.log_hyperparams(dict(leaves(found["settings"])), reached, step=found["steps"])
+
+
+def _pixels(picture: Path) -> Any:
+    from matplotlib.image import imread
+
+    return imread(picture)
+
+
+def _write_curves(path: Path, events: Path) -> None:
+    """Write the curves as a table."""
+    rows = curves_of(events)
     with replacing(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, ["step", *names])
+        writer = csv.DictWriter(file, list(dict.fromkeys(["step", *(name for row in rows for name in row)])))
         writer.writeheader()
-        writer.writerows(rows[step] for step in sorted(rows))
+        writer.writerows(rows)
 
 
 def _figures(trainer: pl.Trainer, prefix: str) -> dict[str, float | None]:
@@ -123,7 +169,7 @@ def _forget_peak(trainer: pl.Trainer) -> None:
         (PROCESS / "clear_refs").write_text("5")
 
 
-def _peak_memory(trainer: pl.Trainer) -> int | None:
+def peak_memory(trainer: pl.Trainer) -> int | None:
     """Return the largest memory in MiB: of the GPU, or of the process with all that it has loaded. None: not known."""
     if trainer.strategy.root_device.type == "cuda":
         return round(torch.cuda.max_memory_allocated() / 2**20)

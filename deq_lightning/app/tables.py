@@ -94,15 +94,9 @@ def _is_finite(value: Any) -> bool:
 
 @rank_zero_only
 def draw(path: Path, rows: list[Row], figure: str) -> None:
-    """Draw a figure over the budget, a line for each test set, and the steps taken over its size, where it has one.
+    """Draw a figure over the budget, a line for each test set, and the steps taken over its size, where it has one."""
+    from matplotlib.figure import Figure
 
-    Without matplotlib, say how to get it.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        say("picture: none without matplotlib: pip install matplotlib")
-        return
     names = list(dict.fromkeys(row.get("set", "") for row in rows))
     last = {row.get("set", ""): row for row in rows}
     sizes = {name: int(name) for name in names if str(name).isdecimal()}

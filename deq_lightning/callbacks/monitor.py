@@ -9,11 +9,13 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from deq_lightning.callbacks.record import Record, of_samples
 from deq_lightning.callbacks.reports import reports_of
 from deq_lightning.configured import whole
 from deq_lightning.estimators import gradient_audit, path_independence, spectral_radius
 from deq_lightning.estimators.modes import differentiable, evaluating, solving
 from deq_lightning.gradients import Implicit
+from deq_lightning.models import Equilibrium
 from deq_lightning.solvers import Status
 from deq_lightning.state import parts, rebuild
 from deq_lightning.tasks import ImplicitTask
@@ -31,7 +33,8 @@ class EquilibriumMonitor(Callback):
     samples), and, comparing the strategy's gradient with the converged implicit one, `gradient_cosine`,
     `gradient_norm_ratio` and `audit_residual`; and, where a batch has several samples, `path_independence`: whether
     solves that start at each other's equilibria come back to their own. These estimates change nothing in the run.
-    Loggers that take histograms (TensorBoard) get one of the solver's steps.
+    Loggers that take histograms (TensorBoard) get one of the solver's steps. With each estimate during training the
+    residuals along a solve are kept, for the run's report.
 
     Args:
         estimate_every: optimizer steps between estimates, which cost as much as a few training steps. 0: never. None:
@@ -53,7 +56,16 @@ class EquilibriumMonitor(Callback):
         self.estimate_in_evaluation = estimate_in_evaluation
         self._every = estimate_every or 0  # of this run
         self._estimated_at = 0
-        self._steps: list[Tensor] = []
+        self._solved: list[tuple[Tensor, Tensor]] = []  # steps and status of the split so far
+        self.record = Record()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is kept of the run so far."""
+        return {"curves": self.record.curves}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with what was kept."""
+        self.record.curves = list(state.get("curves", []))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Look how long the run is."""
@@ -72,7 +84,8 @@ class EquilibriumMonitor(Callback):
         if self._every and step % self._every == 0 and step != self._estimated_at:
             self._estimated_at = step
             self._histogram(trainer, "solver_steps", [solution.steps for solution in reports_of(pl_module)])
-            values = {name: value.item() for name, value in self._estimates(trainer, pl_module, batch).items()}
+            estimates = self._estimates(trainer, pl_module, batch, keep=True)
+            values = {name: value.item() for name, value in estimates.items()}
             for logger in trainer.loggers if values else ():  # `log_dict` would repeat them until the next estimate
                 logger.log_metrics(values, step)
 
@@ -94,7 +107,7 @@ class EquilibriumMonitor(Callback):
         for name, value in _solver_reports(pl_module).items():
             over = "max" if name.endswith("_max") else "mean"
             pl_module.log(prefix + name + postfix, value, reduce_fx=over, batch_size=size, **options)
-        self._steps += [solution.steps for solution in solutions]
+        self._solved += of_samples(solutions)
         if self.estimate_in_evaluation and batch_idx == 0:
             values = self._estimates(trainer, pl_module, batch)
             named = {prefix + name + postfix: value for name, value in values.items()}
@@ -105,12 +118,16 @@ class EquilibriumMonitor(Callback):
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw the histogram of the whole split, as far as this process saw it."""
         del pl_module
-        self._histogram(trainer, f"{_prefix(trainer)}solver_steps", self._steps)
-        self._steps = []
+        self._histogram(trainer, f"{_prefix(trainer)}solver_steps", [steps for steps, _ in self._solved])
+        if not trainer.sanity_checking:
+            self.record.count_steps(_prefix(trainer).rstrip("_"), self._solved)
+        self._solved = []
 
     on_test_epoch_end = on_validation_epoch_end
 
-    def _estimates(self, trainer: pl.Trainer, task: pl.LightningModule, batch: Any) -> dict[str, Tensor]:
+    def _estimates(
+        self, trainer: pl.Trainer, task: pl.LightningModule, batch: Any, keep: bool = False
+    ) -> dict[str, Tensor]:
         if not isinstance(task, ImplicitTask):
             return {}
         with (
@@ -119,7 +136,12 @@ class EquilibriumMonitor(Callback):
             solving(task, eval_max_steps=None),
             trainer.precision_plugin.forward_context(),
         ):
-            rows = _estimate(task, _copy(batch, self.samples))
+            loss, equilibria = task.loss(_copy(batch, self.samples))
+            rows = _estimate(task, loss, equilibria)
+            if keep:
+                self.record.add_curves(
+                    equilibria, task.implicit_models(), trainer.global_step, trainer.current_epoch + 1
+                )
         return {name: torch.stack([row[name] for row in rows]).mean() for name in rows[0]} if rows else {}
 
     def _histogram(self, trainer: pl.Trainer, name: str, steps: Sequence[Tensor]) -> None:
@@ -162,9 +184,8 @@ def _adjoint_reports(task: pl.LightningModule) -> dict[str, Tensor]:
     }
 
 
-def _estimate(task: ImplicitTask, batch: Any) -> list[dict[str, Tensor]]:
+def _estimate(task: ImplicitTask, loss: Tensor, equilibria: Sequence[Equilibrium]) -> list[dict[str, Tensor]]:
     """Return the estimates of every equilibrium behind the loss of a batch."""
-    loss, equilibria = task.loss(batch)
     rows = []
     models = task.implicit_models()
     for index, (f, z, solution) in enumerate(equilibria):

@@ -27,6 +27,7 @@ from deq_lightning import (
     gradient_audit,
     spectral_radius,
 )
+from deq_lightning.callbacks.record import KEPT, Record
 
 ESTIMATES = {"spectral_radius", "gradient_cosine", "gradient_norm_ratio", "audit_residual"}
 
@@ -137,3 +138,46 @@ def test_nothing_is_estimated_where_nothing_is_solved(folder: Path) -> None:
 def test_bad_arguments_are_refused(arguments: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=f"`{next(iter(arguments))}` must be"):
         EquilibriumMonitor(**arguments)
+
+
+def test_residuals_along_a_solve_are_kept_and_go_through_a_checkpoint(folder: Path) -> None:
+    one, monitor = task(), EquilibriumMonitor(estimate_every=2)
+    trainer(folder, UPG(), monitor, max_steps=4, limit_val_batches=0).fit(one, Digits(batch_size=32))
+    curves = monitor.record.curves
+    assert [(curve["step"], curve["layer"]) for curve in curves] == [(2, 0), (4, 0)]
+    budget = one.net.solver.budget
+    for curve in curves:
+        low, middle, high = zip(*curve["residuals"], strict=True)
+        assert len(low) == budget and all(a <= b <= c for a, b, c in zip(low, middle, high, strict=True))
+        assert low[0] == high[0] == 1 > high[-1] > 0  # from the origin
+    other = EquilibriumMonitor()
+    other.load_state_dict(monitor.state_dict())
+    assert other.record.curves == curves
+
+
+def test_every_second_of_too_many_curves_goes() -> None:
+    record = Record()
+    one = task().eval()
+    x = next(iter(_loader()))[0][:4]
+    equilibria = one.net(x)[1]
+    for step in range(KEPT + 1):
+        record.add_curves(equilibria, [one.net], step, 1)
+    assert [curve["step"] for curve in record.curves] == list(range(0, KEPT + 1, 2))
+
+
+def test_steps_are_counted_by_whether_the_equilibrium_was_found(folder: Path) -> None:
+    monitor, one = EquilibriumMonitor(), task()
+    seen = []
+    one.net.register_forward_hook(lambda net, x, output: seen.append(output[1][0].solution))
+    trainer(folder, UPG(), monitor).test(one, Digits(batch_size=64), verbose=False)
+    counts = monitor.record.steps["test"]
+    steps, status = (torch.cat([getattr(solution, name) for solution in seen]) for name in ("steps", "status"))
+    assert sum(counts["found"].values()) == (status == Status.converged).sum()
+    assert sum(sum(part.values()) for part in counts.values()) == len(steps)
+    assert sum(step * count for part in counts.values() for step, count in part.items()) == steps.sum()
+
+
+def _loader() -> torch.utils.data.DataLoader:
+    data = Digits(batch_size=64)
+    data.setup("test")
+    return data.test_dataloader()

@@ -4,7 +4,7 @@ import io
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from deq_lightning.app.compare.axes import Setting
 from deq_lightning.app.messages import UsageError
-from deq_lightning.app.runs import inside_of, is_first, run_name, say
+from deq_lightning.app.runs import inside_of, is_first, leaves, run_name, say
 from deq_lightning.files import StorageError, replacing
 
 TRIED = 3  # settings that are built before the first run
@@ -75,20 +75,11 @@ def keep_base(path: Path, cli: Any) -> None:
 
 def difference(theirs: dict[str, Any], typed: dict[str, Any]) -> str | None:
     """Say the first thing that differs between two trees of settings."""
-    one, other = dict(_leaves(theirs)), dict(_leaves(typed))
+    one, other = dict(leaves(theirs)), dict(leaves(typed))
     for key in [*one, *other]:
         if key != "config" and one.get(key) != other.get(key):
             return f"there `{key}` is {one.get(key)}, here {other.get(key)}"
     return None
-
-
-def _leaves(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every setting with its dotted name."""
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{above}{key}.")
-        else:
-            yield above + key, value
 
 
 def fit_or_fail(setting: Setting, rest: Sequence[str], parent: Path, name: str, last: str, main: Main) -> str | None:

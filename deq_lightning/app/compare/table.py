@@ -9,14 +9,15 @@ from typing import Any
 from rich.markup import escape
 
 from deq_lightning.app.compare.axes import Pair, Setting
-from deq_lightning.app.results import RESULTS
-from deq_lightning.app.runs import say
+from deq_lightning.app.report.command import write_report
+from deq_lightning.app.report.reading import RESULTS, TABLE
+from deq_lightning.app.runs import is_first, say
 from deq_lightning.app.tables import show, write
 
 FAILED = "failed"  # folder of what is known of runs that failed
 SURE = 0.05  # probability below which a difference is not taken for noise
 FEWEST = 3  # repeats of which one can tell
-COSTS = ("seconds_per_step", "peak_memory_mib", "parameters")
+COSTS = ("seconds_per_step", "peak_memory_mib", "mflops_per_sample", "parameters")
 HIDDEN = ("test_loss", "test_solver_steps_max")
 Repeats = dict[tuple[Pair, ...], dict[str, Any]]
 
@@ -60,7 +61,10 @@ def report(folder: Path, settings: Sequence[Setting]) -> None:
         say(f"bold: the best {figure}, by a paired t-test over {_names(settings)} at {SURE:.0%}")
     if any("failed" in row for row in rows):
         say(f"failed runs are not done again: delete `{folder / FAILED}` for that")
-    write(folder / "comparison_table", rows, protocol)
+    runs = [{"name": one.name, "kind": dict(one.kind), "repeat": dict(one.repeat)} for one in settings]
+    write((folder / TABLE).with_suffix(""), rows, {**protocol, "settings": runs})
+    if is_first():
+        write_report(folder)
 
 
 def _columns(run: dict[str, Any]) -> dict[str, float | None]:

@@ -16,7 +16,7 @@ from deq_lightning.app.compare.claims import claimed
 from deq_lightning.app.compare.shared import Main, check_flags, fit_or_fail, keep_base, place_of
 from deq_lightning.app.extra import with_callbacks
 from deq_lightning.app.messages import Options, UsageError
-from deq_lightning.app.results import RESULTS
+from deq_lightning.app.report.reading import RESULTS
 from deq_lightning.app.runs import say
 from deq_lightning.app.search.space import Dimension, dimensions
 from deq_lightning.app.tables import show
