@@ -21,11 +21,14 @@ def pictures_of(table: Mapping[str, Any], kinds: Kinds) -> list[Picture]:
         table: its rows.
         kinds: its runs.
     """
-    figure = _ranks(kinds)
-    if figure is None:
+    every = [run for runs in kinds.values() for run in runs]
+    if not every:
         return []
+    figure = every[0].ranked
     label = figure.removeprefix("test_").replace("_", " ")
-    pictures = [Picture("cost", f"{label} over time", COST, _cost(kinds, figure, label))]
+    pictures = []
+    if all("seconds" in run.results for run in every):
+        pictures.append(Picture("cost", f"{label} over time", COST, _cost(kinds, figure, label)))
     for axis in _numeric(table["rows"]):
         drawn = _over(axis, table["rows"], figure, label)
         pictures.append(Picture(f"over_{axis}", f"{label} over {axis.rpartition('.')[2]}", OVER, drawn))
@@ -42,20 +45,10 @@ OVER = "The mean over the runs of each setting, and the deviation."
 LEARNING = "The figure of the validation that chooses the best checkpoint, the mean over the runs of each setting."
 
 
-def _ranks(kinds: Kinds) -> str | None:
-    """Return the figure of the test that ranks models."""
-    for runs in kinds.values():
-        for run in runs:
-            figure = run.monitor.replace("val_", "test_", 1)
-            if run.results.get("test", {}).get(figure) is not None:
-                return figure
-    return None
-
-
 def _cost(kinds: Kinds, figure: str, label: str) -> Figure:
     drawn, (axes,) = panels(1, height=TALL)
     for number, (title, runs) in enumerate(kinds.items()):
-        reached = [(run.results["seconds"], run.results["test"].get(figure)) for run in runs]
+        reached = [(run.results["seconds"], run.reached.get(figure)) for run in runs]
         seconds, values = zip(*[pair for pair in reached if pair[1] is not None] or [((), ())], strict=True)
         if values:
             place = _mean(seconds), _mean(values)

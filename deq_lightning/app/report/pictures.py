@@ -48,7 +48,7 @@ def learning(run: Run) -> Figure | None:
     first.legend()
     for axes in second:
         axes.plot(*ranked, "o-", ms=3, label="validation")
-        tested = run.results.get("test", {}).get(run.monitor.replace("val_", "test_", 1))
+        tested = run.results.get("test", {}).get(run.ranked)
         if tested is not None:
             axes.axhline(tested, color=COLOURS[1], ls="--", label=f"test, best checkpoint: {tested:.4g}")
         axes.set(xlabel="optimizer steps", ylabel=run.monitor.removeprefix("val_"))
@@ -125,8 +125,7 @@ def gradient(run: Run) -> Figure | None:
 
 def budgets(run: Run) -> Figure | None:
     """Draw what the best checkpoint reaches with more and fewer solver steps."""
-    rows = run.budgets
-    name = run.monitor.replace("val_", "test_", 1)
+    rows, name = run.budgets, run.monitor.replace("val_", "test_", 1)
     if not rows or name not in rows[0]:
         return None
     figure, (axes,) = panels(1)

@@ -41,6 +41,17 @@ class Run:
         """The figure of the validation that ranks models."""
         return str(self.results.get("monitor") or next((name for name in self.curves if _is_figure(name)), "val_loss"))
 
+    @property
+    def reached(self) -> dict[str, Any]:
+        """The figures of the test; of a run without one that of its best checkpoint."""
+        return self.results.get("test") or {self.monitor: self.results.get("best")}
+
+    @property
+    def ranked(self) -> str:
+        """The figure among them that ranks models."""
+        tested = self.monitor.replace("val_", "test_", 1)
+        return tested if tested in self.reached else self.monitor
+
     def curve(self, name: str) -> Curve:
         """Return a curve, empty where it was not logged."""
         return self.curves.get(name, ([], []))
