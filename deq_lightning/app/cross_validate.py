@@ -1,20 +1,23 @@
-"""`python -m deq_lightning cross_validate`: a run for every fold, and what they come to."""
+"""`python -m deq_lightning cross_validate`: a comparison whose only axis is the fold, and what they come to."""
 
 import argparse
 import json
 import statistics
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from deq_lightning.app.checkpoints import read_checkpoint
+from deq_lightning.app.compare.axes import Setting
+from deq_lightning.app.compare.processes import add_sharing, helpers, once, part_of
 from deq_lightning.app.compare.shared import Main, difference, place, place_of
 from deq_lightning.app.messages import Options, UsageError
-from deq_lightning.app.runs import Lock, is_first, say
+from deq_lightning.app.report.reading import RESULTS as OF_A_RUN
+from deq_lightning.app.runs import is_first, say
 from deq_lightning.files import replacing
 
 RESULTS = "cross_validation.json"
@@ -24,7 +27,8 @@ OWN_PROTOCOL = "each fold's epoch is selected by a validation part of the other 
 def cross_validate(args: Sequence[str], main: Main) -> Any:
     """Fit and test a fresh model for every fold of the data, and write down each result as soon as it is there.
 
-    The same settings again go on where they were interrupted, within a fold from its last checkpoint.
+    The same settings again go on where they were interrupted, within a fold from its last checkpoint; so does another
+    process that shares the folder, with other folds.
 
     Args:
         args: what is typed after `cross_validate`.
@@ -49,37 +53,42 @@ def cross_validate(args: Sequence[str], main: Main) -> Any:
 
     parent, name = place_of(cli, options.name, "folds_selected_on_test" if data.validate_on_test else "folds")
     rest += ["--data.validate_on_test", str(data.validate_on_test).lower(), "--test_after_fit", "true"]
-    results = _results_so_far(parent / name / RESULTS, cli)
-    with _alone(parent / name):
-        _run_folds(cli, results, parent, name, lambda args: main(["fit", *rest, *args]))
-    say(_table(results))
-    say(f"results: {parent / name / RESULTS}")
+    folder = parent / name
+    results = _results_so_far(folder / RESULTS, cli)
+    folds = [Setting((("data.fold", str(fold)),), f"fold-{fold}") for fold in range(data.folds)]
+    own = part_of(folds, options)
+    if is_first():
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def fit(fold: Setting) -> None:
+        begin = place(parent, f"{name}/{fold.name}", f"{cli.config.last_checkpoint.filename}.ckpt")
+        _keep(results, fold, main(["fit", *rest, *fold.flags, *begin]).folder)
+        _write(folder / RESULTS, results)
+
+    try:
+        with helpers("cross_validate", args, options.jobs, folder):
+            for fold in own:
+                if fold.pairs[0][1] not in results["folds"]:
+                    once(fold, folder, partial(fit, fold))
+    finally:
+        _tidy(folder)
+    for fold in folds:  # those that other processes have done
+        if fold.pairs[0][1] not in results["folds"] and (folder / fold.name / OF_A_RUN).is_file():
+            _keep(results, fold, folder / fold.name)
+    if results["folds"]:
+        _write(folder / RESULTS, results)
+        say(_table(results))
+    if left := [fold.name for fold in folds if fold.pairs[0][1] not in results["folds"]]:
+        say(f"not there yet: {', '.join(left)}")
+    say(f"results: {folder / RESULTS}")
     return cli
 
 
-def _run_folds(cli: Any, results: dict[str, Any], parent: Path, name: str, fit: Main) -> None:
-    """Run the folds that are not there yet."""
-    last = f"{cli.config.last_checkpoint.filename}.ckpt"
-    for fold in range(cli.datamodule.folds):
-        if str(fold) not in results["folds"]:
-            begin = place(parent, f"{name}/fold-{fold}", last)
-            results["folds"][str(fold)] = _run(fit, ["--data.fold", str(fold), *begin])
-            _average(results)
-            _write(parent / name / RESULTS, results)
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keep other processes out of the folder, which is made if it is missing and deleted if nothing comes into it."""
-    if is_first():
-        folder.mkdir(parents=True, exist_ok=True)
-    lock = Lock(folder)
-    try:
-        yield
-    finally:
-        lock.release()
+def _tidy(folder: Path) -> None:
+    """Delete folders into which nothing has come."""
+    for path in (folder / "claims", folder):
         with suppress(OSError):  # there is something in it
-            folder.rmdir()
+            path.rmdir()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -100,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
         "were (`--data.validate_on_test true`); not for results of your own.",
     )
     parser.add_argument("--name", help="Name of the folder. By default that of the config with `_folds` after it.")
+    add_sharing(parser)
     return parser
 
 
@@ -156,22 +166,20 @@ def _write(path: Path, results: dict[str, Any]) -> None:
         file.write(json.dumps(results, indent=2) + "\n")
 
 
-def _run(main: Main, arguments: list[str]) -> dict[str, Any]:
-    """Fit one fold and return its results; what was done before an interruption is not in the time."""
-    began = time.monotonic()
-    cli = main(arguments)
-    best = cli.config_init.fit.best_checkpoint
-    if best.best_model_score is None:
+def _keep(results: dict[str, Any], fold: Setting, folder: Path) -> None:
+    """Put what the run of a fold has come to beside the other folds, in their order, with the new averages."""
+    found = json.loads((folder / OF_A_RUN).read_text())
+    if found["best"] is None:
         raise UsageError("a fold ended without a validation, and nothing selected its epoch. Train for longer.")
-    return {
-        "monitor": best.monitor,
-        "val": best.best_model_score.item(),
-        "test": {
-            name: value.item() for name, value in cli.trainer.callback_metrics.items() if name.startswith("test_")
-        },
-        "epoch": read_checkpoint(best.best_model_path)["epoch"],
-        "seconds": round(time.monotonic() - began, 1),
+    results["folds"][fold.pairs[0][1]] = {
+        "monitor": found["monitor"],
+        "val": found["best"],
+        "test": found["test"],
+        "epoch": read_checkpoint(str(folder / found["checkpoint"]))["epoch"],
+        "seconds": found["seconds"],
     }
+    results["folds"] = dict(sorted(results["folds"].items(), key=lambda item: int(item[0])))
+    _average(results)
 
 
 def _table(results: dict[str, Any]) -> str:
