@@ -1,7 +1,6 @@
 """What all tests share."""
 
 import gc
-import sys
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Spare every fit the second that its pictures take; `tests/app/test_pages.py` looks at them."""
-    if module := sys.modules.get("deq_lightning.app.results"):
-        monkeypatch.setattr(module, "write_report", lambda folder: [])
+    if hasattr(request.module, "main"):  # the command line
+        from deq_lightning.app import results
+
+        monkeypatch.setattr(results, "write_report", lambda folder: [])

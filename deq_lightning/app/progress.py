@@ -12,6 +12,7 @@ from jsonargparse import Namespace
 from pytorch_lightning.callbacks import Callback, ProgressBar, Timer, TQDMProgressBar
 from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 
+from deq_lightning.app.memory import peak_memory
 from deq_lightning.app.runs import say
 from deq_lightning.data.base import Described
 
@@ -111,7 +112,14 @@ class Bar(TQDMProgressBar):
         left, seen = self.clock.left(trainer), trainer.callback_metrics
         converged = seen.get("val_solver_converged", seen.get("solver_converged"))
         first = {} if left is None else {"left": left}
-        return {**first, **metrics, **({} if converged is None else {"converged": converged.item()})}
+        last = {} if converged is None else {"converged": converged.item()}
+        return {**first, **metrics, **last, **self._machine(trainer)}
+
+    def _machine(self, trainer: pl.Trainer) -> dict[str, str]:
+        """Return samples a second, and the largest memory."""
+        rate, memory = self.train_progress_bar.format_dict["rate"], peak_memory(trainer)
+        speed = {} if rate is None else {"speed": _speed(trainer, rate)}
+        return speed | ({} if memory is None else {"memory": f"{memory} MiB"})
 
 
 class EpochLines(Callback):
@@ -171,7 +179,9 @@ class EpochLines(Callback):
         left = self.clock.left(trainer)
         shown = sorted(figures, key=lambda name: name.endswith("solver_converged"))  # these last
         parts = [*_place(trainer), *(f"{name} {figures[name]:.4g}" for name in shown)]
-        say("  ".join([*parts, _speed(trainer, rate), *([] if left is None else [f"{left} left"])]), flush=True)
+        memory = peak_memory(trainer)
+        parts += [_speed(trainer, rate), *([] if memory is None else [f"{memory:,} MiB"])]
+        say("  ".join([*parts, *([] if left is None else [f"{left} left"])]), flush=True)
         self._begin()
 
 

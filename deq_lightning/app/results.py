@@ -4,9 +4,7 @@ import csv
 import json
 import math
 import platform
-import re
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 
 import deq_lightning
 from deq_lightning.app.cost import Cost, cost_of
+from deq_lightning.app.memory import forget_peak, peak_memory
 from deq_lightning.app.report.command import write_report
 from deq_lightning.app.report.reading import METRICS, REACHED, RESULTS, curves_of
 from deq_lightning.app.runs import is_first, leaves, record_of
@@ -24,8 +23,6 @@ from deq_lightning.callbacks import EquilibriumMonitor
 from deq_lightning.callbacks.record import Record
 from deq_lightning.files import replacing
 from deq_lightning.tasks import ImplicitTask
-
-PROCESS = Path("/proc/self")  # of Linux
 
 
 class Results(Callback):
@@ -48,7 +45,7 @@ class Results(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin to count."""
         del pl_module
-        _forget_peak(trainer)
+        forget_peak(trainer)
         self._began, self._first = time.monotonic(), trainer.global_step
 
     def on_train_batch_end(
@@ -159,24 +156,6 @@ def _figures(trainer: pl.Trainer, prefix: str) -> dict[str, float | None]:
     """Return the figures of a split; None for what is not finite, which JSON has no word for."""
     found = {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith(prefix)}
     return {name: value if math.isfinite(value) else None for name, value in found.items()}
-
-
-def _forget_peak(trainer: pl.Trainer) -> None:
-    """Let the largest memory be that from here on, where the system can."""
-    if trainer.strategy.root_device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    with suppress(OSError):  # Linux alone has it
-        (PROCESS / "clear_refs").write_text("5")
-
-
-def peak_memory(trainer: pl.Trainer) -> int | None:
-    """Return the largest memory in MiB: of the GPU, or of the process with all that it has loaded. None: not known."""
-    if trainer.strategy.root_device.type == "cuda":
-        return round(torch.cuda.max_memory_allocated() / 2**20)
-    with suppress(OSError):
-        found = re.search(r"VmHWM:\s*(\d+) kB", (PROCESS / "status").read_text())
-        return round(int(found[1]) / 2**10) if found else None
-    return None
 
 
 def _hardware(trainer: pl.Trainer) -> dict[str, Any]:

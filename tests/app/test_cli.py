@@ -165,10 +165,10 @@ def test_a_run_leaves_its_folder(trained: Path) -> None:
 
 
 def test_a_second_run_never_touches_the_first(run: Path) -> None:
-    before = {path: path.read_bytes() for path in run.iterdir()}
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     main(["fit", *QUICK])
     assert (run.parent / "digits_upg-2" / "last.ckpt").is_file()
-    assert {path: path.read_bytes() for path in run.iterdir()} == before
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
 def test_fit_ends_with_the_test_and_the_next_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -109,7 +109,9 @@ def test_a_line_an_epoch(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
     figures = rf"train_loss {number}  val_loss {number}  val_acc {number}"
     shares = rf"val_solver_converged {number}"
     for line, epoch in zip(lines, ("1/2", "2/2"), strict=True):
-        assert re.fullmatch(rf"epoch {epoch}  {figures}  {shares}  [\d,]+ samples/s  0:\d\d:\d\d left", line)
+        assert re.fullmatch(
+            rf"epoch {epoch}  {figures}  {shares}  [\d,]+ samples/s  [\d,]+ MiB  0:\d\d:\d\d left", line
+        )
     assert f"val_acc {cli.config_init.fit.last_checkpoint.best_model_score or 0}" not in lines  # of this run
     assert lines[-1].endswith("0:00:00 left")
 
