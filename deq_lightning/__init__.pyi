@@ -42,9 +42,11 @@ from .estimators import residual_curve as residual_curve
 from .estimators import spectral_radius as spectral_radius
 from .gradients import JFB as JFB
 from .gradients import NPG as NPG
+from .gradients import SHINE as SHINE
 from .gradients import UPG as UPG
 from .gradients import GradientStrategy as GradientStrategy
 from .gradients import Implicit as Implicit
+from .gradients import RouletteNPG as RouletteNPG
 from .gradients import Unrolled as Unrolled
 from .models import FPN as FPN
 from .models import IGNN as IGNN

@@ -14,7 +14,7 @@ from deq_lightning.callbacks.reports import reports_of
 from deq_lightning.configured import whole
 from deq_lightning.estimators import gradient_audit, path_independence, spectral_radius
 from deq_lightning.estimators.modes import differentiable, evaluating, solving
-from deq_lightning.gradients import Implicit
+from deq_lightning.gradients import NPG, Implicit
 from deq_lightning.models import Equilibrium
 from deq_lightning.solvers import Status
 from deq_lightning.state import parts, rebuild
@@ -28,13 +28,13 @@ class EquilibriumMonitor(Callback):
     """Logs how the equilibrium is solved and differentiated, to whatever logger is on.
 
     For every batch, in addition to the means that the task logs: `solver_steps_max`, `solver_converged` (share of
-    samples), and with `Implicit` `adjoint_steps` and `adjoint_residual`. Every `estimate_every` steps, on a few samples
-    of the batch, in evaluation mode but with the solver's budget of training: `spectral_radius` (mean over the
-    samples), and, comparing the strategy's gradient with the converged implicit one, `gradient_cosine`,
-    `gradient_norm_ratio` and `audit_residual`; and, where a batch has several samples, `path_independence`: whether
-    solves that start at each other's equilibria come back to their own. These estimates change nothing in the run.
-    Loggers that take histograms (TensorBoard) get one of the solver's steps. With each estimate during training the
-    residuals along a solve are kept, for the run's report.
+    samples), with `Implicit` `adjoint_steps` and `adjoint_residual`, and with `NPG(rtol=...)` `gradient_terms`. Every
+    `estimate_every` steps, on a few samples of the batch, in evaluation mode but with the solver's budget of training:
+    `spectral_radius` (mean over the samples), and, comparing the strategy's gradient with the converged implicit one,
+    `gradient_cosine`, `gradient_norm_ratio` and `audit_residual`; and, where a batch has several samples,
+    `path_independence`: whether solves that start at each other's equilibria come back to their own. These estimates
+    change nothing in the run. Loggers that take histograms (TensorBoard) get one of the solver's steps. With each
+    estimate during training the residuals along a solve are kept, for the run's report.
 
     Args:
         estimate_every: optimizer steps between estimates, which cost as much as a few training steps. 0: never. None:
@@ -177,11 +177,17 @@ def _adjoint_reports(task: pl.LightningModule) -> dict[str, Tensor]:
     strategy = task.gradient if isinstance(task, ImplicitTask) else None
     solutions = strategy.adjoint_solutions if isinstance(strategy, Implicit) else []
     if not solutions:
-        return {}
+        return terms_of(strategy)
     return {
         "adjoint_steps": torch.cat([solution.steps for solution in solutions]).float().mean(),
         "adjoint_residual": torch.cat([solution.residual for solution in solutions]).mean(),
     }
+
+
+def terms_of(strategy: Any) -> dict[str, Tensor]:
+    """Return how many terms the series of the last backward pass had on average, where it ends by itself."""
+    terms = strategy.terms if isinstance(strategy, NPG) else None
+    return {} if terms is None else {"gradient_terms": terms.float().mean()}
 
 
 def _estimate(task: ImplicitTask, loss: Tensor, equilibria: Sequence[Equilibrium]) -> list[dict[str, Tensor]]:

@@ -6,11 +6,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from deq_lightning.configured import CombinationError
 from deq_lightning.gradients.adjoint import attach_adjoint
 from deq_lightning.gradients.base import GradientStrategy
 from deq_lightning.gradients.jacobian import Product
 from deq_lightning.gradients.root import Adjoint
+from deq_lightning.gradients.shine import solve_for_both
 from deq_lightning.solvers import GMRES, FixedPointMap, Solution, Solver
 from deq_lightning.solvers.transforms import transformed
 from deq_lightning.state import State
@@ -61,15 +61,11 @@ class Implicit(GradientStrategy):
         Raises:
             CombinationError: if `reuse_inverse` is set and the solver builds no inverse.
         """
-        if not self.reuse_inverse or not torch.is_grad_enabled() or transformed():
+        if not self.reuse_inverse:
             return super().solve_and_attach(f, z0, solver)
-        solution, memory = solver.run(f, z0)
-        inverse = getattr(memory, "transposed_inverse", None)
+        solution, inverse = solve_for_both(f, z0, solver, "`reuse_inverse`")
         if inverse is None:
-            name = type(solver).__name__
-            raise CombinationError(
-                f"`reuse_inverse` needs `Broyden` as the model's solver, got `{name}`. Set `net.solver=Broyden()`."
-            )
+            return self.attach(f, solution.z), solution
         adjoint, first = self._adjoint(), self._adjoint(inverse)
         return attach_adjoint(f, solution.z, adjoint, exact=True, first=first), solution
 

@@ -12,14 +12,14 @@ import torch
 from support.problems import CONTRACTIVE, Recorder, linear, newton, random, tanh
 from torch import nn
 
-from deq_lightning.gradients import JFB, NPG, UPG, GradientStrategy, Implicit, Unrolled
+from deq_lightning.gradients import JFB, NPG, UPG, GradientStrategy, Implicit, RouletteNPG, Unrolled
 from deq_lightning.solvers import GMRES, Anderson, Broyden, FixedPointIteration
 from deq_lightning.state import pack
 
-CLASSES = [Implicit, NPG, UPG, JFB, Unrolled]
+CLASSES = [Implicit, NPG, UPG, JFB, Unrolled, RouletteNPG]
 SOLVERS = [FixedPointIteration, Anderson, Broyden, GMRES]
-STRATEGIES = [*CLASSES, lambda **kw: UPG(checkpoint=True, **kw)]
-IDS = [*(strategy.__name__ for strategy in CLASSES), "UPG-checkpoint"]
+STRATEGIES = [*CLASSES, lambda **kw: UPG(checkpoint=True, **kw), lambda **kw: NPG(rtol=1e-2, **kw)]
+IDS = [*(strategy.__name__ for strategy in CLASSES), "UPG-checkpoint", "NPG-rtol"]
 every_strategy = pytest.mark.parametrize("strategy", STRATEGIES, ids=IDS)
 
 
@@ -192,7 +192,7 @@ def test_repr_copy_and_pickle_give_the_same_strategy(strategy):
 
 
 def test_repr_is_the_constructor_call():
-    assert repr(NPG(k=3)) == "NPG(pretrain_steps=0, unroll_steps=10, k=3, damping=0.5)"
+    assert repr(NPG(k=3)) == "NPG(pretrain_steps=0, unroll_steps=10, k=3, damping=0.5, rtol=0.0)"
     assert "adjoint_solver=Broyden(max_steps=30" in repr(Implicit(adjoint_solver=Broyden()))
 
 

@@ -1,0 +1,92 @@
+"""The solver's own estimate of the inverse, as a gradient."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from deq_lightning.configured import CombinationError, at_least, whole
+from deq_lightning.gradients.adjoint import attach_adjoint
+from deq_lightning.gradients.base import GradientStrategy
+from deq_lightning.gradients.jacobian import Product
+from deq_lightning.solvers import FixedPointMap, Solution, Solver
+from deq_lightning.solvers.transforms import transformed
+from deq_lightning.state import State, mix
+
+
+def solve_for_both(
+    f: FixedPointMap, z0: State, solver: Solver, who: str
+) -> tuple[Solution, Callable[[Tensor], Tensor] | None]:
+    """Solve, and return as well the solver's estimate of (I − Jᵀ)⁻¹; None where nothing is differentiated.
+
+    Args:
+        f: the map.
+        z0: where the solve starts.
+        solver: the solver.
+        who: needs the estimate.
+
+    Raises:
+        CombinationError: if the solver makes none.
+    """
+    if not torch.is_grad_enabled() or transformed():
+        return solver.solve(f, z0), None
+    solution, memory = solver.run(f, z0)
+    inverse = getattr(memory, "transposed_inverse", None)
+    if inverse is None:
+        name = type(solver).__name__
+        raise CombinationError(
+            f"{who} needs `Broyden` as the model's solver, got `{name}`. Set `net.solver=Broyden()`."
+        )
+    return solution, inverse
+
+
+class SHINE(GradientStrategy):
+    r"""The gradient from the inverse Jacobian that the model's `Broyden` solver has built on its way.
+
+    Replaces :math:`(I - J^\top)^{-1} g` by :math:`H^\top g`, with H the solver's low-rank estimate of
+    :math:`(I - J)^{-1}`, which costs no vector-Jacobian product. The solver's history must be long, and stays in memory
+    until backward. Where the equilibrium was found in few steps H is crude, and may be far too long: such a sample
+    gets g itself, as with `JFB`. For the exact gradient, preconditioned by H, use `Implicit(reuse_inverse=True)`.
+
+    Args:
+        pretrain_steps: optimizer steps of plain unrolling before the equilibrium is solved.
+        unroll_steps: applications of the cell in that stage.
+        refine: steps :math:`w \leftarrow w + H^\top (J^\top w + g - w)` from there, 0 or more; one product each.
+        fallback: a sample whose ‖Hᵀg‖ is above `fallback` times ‖g‖ gets g, 1 or more.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+        CombinationError: in a forward pass, if the model's solver builds no inverse.
+
+    References:
+        Ramzi et al., "SHINE: sharing the inverse estimate from the forward pass for bi-level optimization and implicit
+        models", ICLR 2022, arXiv:2106.00553.
+    """
+
+    def __init__(self, pretrain_steps: int = 0, unroll_steps: int = 10, refine: int = 0, fallback: float = 1.8) -> None:
+        super().__init__(pretrain_steps, unroll_steps)
+        whole(0, refine=refine)
+        at_least(1, fallback=fallback)
+        self.refine = refine
+        self.fallback = fallback
+
+    def solve_and_attach(self, f: FixedPointMap, z0: State, solver: Solver) -> tuple[State, Solution]:
+        """Solve, and attach the gradient that the solver's estimate makes."""
+        solution, inverse = solve_for_both(f, z0, solver, "`SHINE`")
+        if inverse is None:
+            return self.attach(f, solution.z), solution
+
+        def adjoint(jacobian: Product, g: Tensor) -> Tensor:
+            w = inverse(g)
+            lengths = (torch.linalg.vector_norm(one, dim=1, keepdim=True) for one in (w, g))
+            length, limit = next(lengths), self.fallback * next(lengths)
+            w = torch.where(length <= limit, w, g)  # also where it is not finite
+            for _ in range(self.refine):
+                w = w + inverse(jacobian.transposed(w) + g - w)
+            return w
+
+        return attach_adjoint(f, solution.z, adjoint), solution
+
+    def attach(self, f: FixedPointMap, z: State) -> State:
+        """Return f(z) with the graph of this one evaluation, where the solver has left no estimate."""
+        return mix(z, f(z), 1)
