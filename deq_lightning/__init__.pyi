@@ -46,6 +46,7 @@ from .gradients import SHINE as SHINE
 from .gradients import UPG as UPG
 from .gradients import GradientStrategy as GradientStrategy
 from .gradients import Implicit as Implicit
+from .gradients import Reversible as Reversible
 from .gradients import RouletteNPG as RouletteNPG
 from .gradients import Unrolled as Unrolled
 from .models import FPN as FPN
