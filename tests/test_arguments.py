@@ -105,7 +105,6 @@ REFUSED = {  # of each argument, the nearest value that is too small or outside 
     "power": -1e-9,
     "pretrain_steps": -1,
     "probes": 0,
-    "refine": -1,
     "ridge": -1e-9,
     "rtol": -1e-9,
     "samples": 0,

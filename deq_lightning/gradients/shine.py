@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from deq_lightning.configured import CombinationError, at_least, whole
+from deq_lightning.configured import CombinationError, at_least
 from deq_lightning.gradients.adjoint import attach_adjoint
 from deq_lightning.gradients.base import GradientStrategy
 from deq_lightning.gradients.jacobian import Product
@@ -46,12 +46,11 @@ class SHINE(GradientStrategy):
     Replaces :math:`(I - J^\top)^{-1} g` by :math:`H^\top g`, with H the solver's low-rank estimate of
     :math:`(I - J)^{-1}`, which costs no vector-Jacobian product. The solver's history must be long, and stays in memory
     until backward. Where the equilibrium was found in few steps H is crude, and may be far too long: such a sample
-    gets g itself, as with `JFB`. For the exact gradient, preconditioned by H, use `Implicit(reuse_inverse=True)`.
+    gets g itself, as with `JFB`. Refined by a few products with J it is `Implicit(reuse_inverse=True)`.
 
     Args:
         pretrain_steps: optimizer steps of plain unrolling before the equilibrium is solved.
         unroll_steps: applications of the cell in that stage.
-        refine: steps :math:`w \leftarrow w + H^\top (J^\top w + g - w)` from there, 0 or more; one product each.
         fallback: a sample whose ‖Hᵀg‖ is above `fallback` times ‖g‖ gets g, 1 or more.
 
     Raises:
@@ -63,11 +62,9 @@ class SHINE(GradientStrategy):
         models", ICLR 2022, arXiv:2106.00553.
     """
 
-    def __init__(self, pretrain_steps: int = 0, unroll_steps: int = 10, refine: int = 0, fallback: float = 1.8) -> None:
+    def __init__(self, pretrain_steps: int = 0, unroll_steps: int = 10, fallback: float = 1.8) -> None:
         super().__init__(pretrain_steps, unroll_steps)
-        whole(0, refine=refine)
         at_least(1, fallback=fallback)
-        self.refine = refine
         self.fallback = fallback
 
     def solve_and_attach(self, f: FixedPointMap, z0: State, solver: Solver) -> tuple[State, Solution]:
@@ -77,13 +74,11 @@ class SHINE(GradientStrategy):
             return self.attach(f, solution.z), solution
 
         def adjoint(jacobian: Product, g: Tensor) -> Tensor:
+            del jacobian
             w = inverse(g)
             lengths = (torch.linalg.vector_norm(one, dim=1, keepdim=True) for one in (w, g))
             length, limit = next(lengths), self.fallback * next(lengths)
-            w = torch.where(length <= limit, w, g)  # also where it is not finite
-            for _ in range(self.refine):
-                w = w + inverse(jacobian.transposed(w) + g - w)
-            return w
+            return torch.where(length <= limit, w, g)  # g also where w is not finite
 
         return attach_adjoint(f, solution.z, adjoint), solution
 

@@ -130,13 +130,6 @@ def test_it_is_the_inverse_of_the_solver() -> None:
     )
 
 
-@pytest.mark.parametrize("name", CONTRACTIVE)
-def test_refined_it_is_the_dense_solve(name: str) -> None:
-    problem = CONTRACTIVE[name]()
-    g = random(*pack(problem.z0).shape, seed=3)
-    assert relative_error(gradient(SHINE(refine=200, fallback=1e9), problem, g), exact(problem, g)) < 1e-7
-
-
 def test_it_is_nearer_than_one_step() -> None:
     problem, g = tanh(), random(3, 8, seed=3)
     few = Broyden(max_steps=12, rtol=0, history=20)
