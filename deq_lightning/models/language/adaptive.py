@@ -156,7 +156,9 @@ class AdaptiveVocabulary(nn.Module):
         return cluster
 
     def _rows(self, cluster: Tensor) -> tuple[Tensor, ...]:
-        """Return where each cluster's tokens are; the one place that waits for a GPU."""
+        """Return where each cluster's tokens are; the one place that waits for a GPU, where there are several."""
+        if len(self.tables) == 1:
+            return (torch.arange(len(cluster), device=cluster.device),)
         counts = torch.bincount(cluster, minlength=len(self.tables)).tolist()
         return cluster.argsort(stable=True).split(counts)
 
