@@ -36,11 +36,13 @@ def cost_of(task: ImplicitTask, batch: Any) -> Cost:
         task.loss(batch)  # looks at how the samples of a cell depend on each other, which is no part of an answer
         with FlopCounterMode(display=False) as whole:
             equilibria = task.loss(batch)[1]
-        solved = [one for one in equilibria if one.solution is not None]
-        with FlopCounterMode(display=False) as cells:
-            for one in solved:
-                assert one.solution is not None
-                one.f(one.solution.z)
-    samples = len(solved[0].solution.steps) if solved and solved[0].solution is not None else extract_batch_size(batch)
-    evaluation = cells.get_total_flops()
-    return Cost((whole.get_total_flops() - evaluation) / samples, evaluation / samples)
+        once, evaluation, samples = whole.get_total_flops(), 0.0, None
+        for f, _, solution in equilibria:
+            if solution is not None:
+                with FlopCounterMode(display=False) as cell:
+                    f(solution.z)
+                evaluation += cell.get_total_flops()
+                once -= cell.get_total_flops() * solution.evaluations
+                samples = samples or len(solution.steps)
+    samples = samples or extract_batch_size(batch)
+    return Cost(once / samples, evaluation / samples)

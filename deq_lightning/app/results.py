@@ -89,7 +89,7 @@ class Results(Callback):
             "seconds_per_step": round(self._seconds / steps, 5),
             "parameters": sum(one.numel() for one in trainer.lightning_module.parameters()),
             "peak_memory_mib": peak_memory(trainer),
-            **self._operations(tested or self._figures),
+            **self._operations(tested),
             "hardware": _hardware(trainer),
             "versions": {
                 "deq_lightning": deq_lightning.__version__,
@@ -115,12 +115,15 @@ class Results(Callback):
                         f"report/{picture.stem}", _pixels(picture), self._steps, dataformats="HWC"
                     )
 
-    def _operations(self, figures: dict[str, float | None]) -> dict[str, float]:
-        """Return the millions of operations of a cell's evaluation, and of a sample with the steps that it took."""
+    def _operations(self, tested: dict[str, float | None]) -> dict[str, float]:
+        """Return the millions of operations of a cell's evaluation, and of a sample with the steps that it took.
+
+        Those of the test, or of the validation where there is none, or several test sets whose samples differ in size.
+        """
         if self._cost is None:
             return {}
-        steps = next((value for name, value in figures.items() if name.partition("_")[2] == "solver_steps"), None)
-        whole = self._cost.once + self._cost.evaluation * (steps or 0)
+        steps = tested.get("test_solver_steps") or self._figures.get("val_solver_steps") or 0.0
+        whole = self._cost.once + self._cost.evaluation * steps
         return {"mflops_per_evaluation": self._cost.evaluation / 1e6, "mflops_per_sample": whole / 1e6}
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from deq_lightning import UPG, Anderson, Classification, ImplicitModel
+from deq_lightning import UPG, Anderson, Classification, ImplicitModel, Reversible
 from deq_lightning.app.cost import cost_of
 
 
@@ -37,3 +37,10 @@ def test_the_operations_of_matrices() -> None:
     torch.set_rng_state(before)
     twice = cost_of(task, (torch.randn(8, 3), torch.zeros(8, dtype=torch.long)))
     assert twice == cost
+
+
+def test_the_steps_of_a_strategy_that_solves_by_itself_are_no_part_of_the_rest() -> None:
+    task = Classification(Known())
+    task.net.gradient = Reversible(steps=4)
+    cost = cost_of(task, (torch.randn(4, 3), torch.tensor([0, 1, 0, 1])))
+    assert cost.evaluation == 2 * 5 * 5 and cost.once == 2 * 3 * 5 + 2 * 5 * 2
