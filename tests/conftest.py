@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import gc
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,10 +23,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.fixture(autouse=True)
-def no_report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="session")
+def no_report() -> Iterator[None]:
     """Spare every fit the second that its pictures take; `tests/app/test_pages.py` looks at them."""
-    if hasattr(request.module, "main"):  # the command line
-        from deq_lightning.app import results
+    from deq_lightning.app import results
 
-        monkeypatch.setattr(results, "write_report", lambda folder: [])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(results, "write_report", lambda folder: [])
+        yield

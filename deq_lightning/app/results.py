@@ -38,15 +38,24 @@ class Results(Callback):
         self.report = report
         self._cost: Cost | None = None
         self._residuals: list[Any] = []
-        self._began = self._seconds = 0.0
-        self._first = self._steps = 0
+        self._began = self._seconds = self._earlier = 0.0
+        self._first = self._untimed = self._steps = 0
         self._figures: dict[str, float | None] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the seconds that the run has taken so far, of every start."""
+        return {"seconds": self._earlier + time.monotonic() - self._began if self._began else self._seconds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on counting."""
+        self._earlier = state["seconds"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin to count."""
         del pl_module
         forget_peak(trainer)
         self._began, self._first = time.monotonic(), trainer.global_step
+        self._untimed = 0 if self._earlier else self._first  # steps before this start whose time is not known
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -60,7 +69,7 @@ class Results(Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep what a test would overwrite."""
         del pl_module
-        self._seconds, self._steps = time.monotonic() - self._began, trainer.global_step
+        self._seconds, self._steps = self._earlier + time.monotonic() - self._began, trainer.global_step
         self._figures, self._residuals = _figures(trainer, "val_"), _record(trainer).curves
 
     def write(self, trainer: pl.Trainer, best: ModelCheckpoint) -> None:
@@ -74,7 +83,7 @@ class Results(Callback):
             return
         if self._steps == self._first and (self.folder / RESULTS).is_file():
             return  # a run that was complete
-        score, steps = best.best_model_score, max(self._steps - self._first, 1)
+        score, steps = best.best_model_score, max(self._steps - self._untimed, 1)
         tested = _figures(trainer, "test_")
         found = {
             "monitor": best.monitor,
@@ -85,7 +94,7 @@ class Results(Callback):
             "test": tested,
             "epochs": trainer.current_epoch,
             "steps": self._steps,
-            "seconds": round(self._seconds, 2),  # of this start, validations included
+            "seconds": round(self._seconds, 2),  # validations included
             "seconds_per_step": round(self._seconds / steps, 5),
             "parameters": sum(one.numel() for one in trainer.lightning_module.parameters()),
             "peak_memory_mib": peak_memory(trainer),

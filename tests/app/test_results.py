@@ -42,12 +42,16 @@ def test_the_curves_are_those_of_tensorboard_over_all_starts(folder: Path) -> No
     run = folder / "checkpoints/tiny"
     main(["fit", *TINY, *limits, "--trainer.max_epochs", "1", "--name", "tiny", "--test_after_fit", "false"])
     first = list(csv.DictReader((run / "metrics.csv").open()))
+    seconds = json.loads((run / "results.json").read_text())["seconds"]
     main(["fit", "--ckpt_path", str(run / "last.ckpt"), "--trainer.max_epochs", "2", "--test_after_fit", "false"])
     rows = list(csv.DictReader((run / "metrics.csv").open()))
     losses = [row["train_loss"] for row in rows if row["train_loss"]]
     assert len(losses) == 6 and losses[:3] == [row["train_loss"] for row in first if row["train_loss"]]
     assert sum(bool(row["val_acc"]) for row in rows) == 2 and "hp_metric" not in rows[0]
     assert [int(row["step"]) for row in rows] == sorted({int(row["step"]) for row in rows})
+    whole = json.loads((run / "results.json").read_text())
+    assert whole["seconds"] > seconds  # of both starts
+    assert math.isclose(whole["seconds_per_step"], whole["seconds"] / 6, abs_tol=1e-2)
     before = (run / "results.json").read_bytes()
     main(["fit", "--ckpt_path", str(run / "last.ckpt"), "--trainer.max_epochs", "2", "--test_after_fit", "false"])
     assert (run / "results.json").read_bytes() == before  # nothing was left to train
