@@ -30,7 +30,7 @@ def solve_for_both(
     """
     if not torch.is_grad_enabled() or transformed():
         return solver.solve(f, z0), None
-    solution, memory = solver.run(f, z0)
+    solution, memory = solver.run(Undivided(f), z0)
     inverse = getattr(memory, "transposed_inverse", None)
     if inverse is None:
         name = type(solver).__name__
@@ -38,6 +38,22 @@ def solve_for_both(
             f"{who} needs `Broyden` as the model's solver, got `{name}`. Set `net.solver=Broyden()`."
         )
     return solution, inverse
+
+
+class Undivided:
+    """A map without parts: all samples stay in a solve to its end, and with them what the solver remembers of them.
+
+    Args:
+        f: the map.
+    """
+
+    def __init__(self, f: FixedPointMap) -> None:
+        self.f = f
+        self.partition = getattr(f, "partition", None)
+
+    def __call__(self, z: State) -> State:
+        """Evaluate the map."""
+        return self.f(z)
 
 
 class SHINE(GradientStrategy):

@@ -9,6 +9,7 @@ from support.problems import (
     dense_implicit_gradient,
     gradients_of,
     linear,
+    matrix,
     newton,
     random,
     relative_error,
@@ -17,6 +18,7 @@ from support.problems import (
 )
 from torch import Tensor
 
+from deq_lightning import ImplicitModel
 from deq_lightning.configured import CombinationError
 from deq_lightning.gradients import JFB, NPG, SHINE, GradientStrategy, Implicit, RouletteNPG, roulette
 from deq_lightning.solvers import Anderson, Broyden
@@ -160,3 +162,33 @@ def test_it_needs_a_solver_that_builds_an_inverse() -> None:
         z, _ = SHINE().fixed_point(problem.f, problem.z0, Anderson())
     expected, _ = Implicit().fixed_point(problem.f, problem.z0, Anderson())
     assert torch.equal(z, expected)
+
+
+@pytest.mark.parametrize("strategy", [SHINE(), Implicit(reuse_inverse=True)], ids=["SHINE", "reuse_inverse"])
+def test_samples_that_converge_early_stay_for_the_estimate(strategy: GradientStrategy) -> None:
+    """A model's map can be restricted to some samples, and a solver forgets those that leave."""
+    net = Contracting(Broyden(max_steps=40, rtol=1e-6, history=40, check_every=1))
+    net.gradient = strategy
+    x = random(8, 4, seed=5) * torch.logspace(-6, 1, 8)[:, None].double()
+    z, (equilibrium,) = net(x)
+    assert equilibrium.solution is not None and len(equilibrium.solution.steps.unique()) > 2
+    z.sum().backward()
+    assert net.weight.grad is not None and net.weight.grad.isfinite().all()
+
+
+class Contracting(ImplicitModel):
+    def __init__(self, solver: Broyden) -> None:
+        super().__init__(solver)
+        self.weight = torch.nn.Parameter(matrix(4, 0.9))
+
+    def inject(self, x: Tensor) -> Tensor:
+        return x
+
+    def initial_state(self, u: Tensor) -> Tensor:
+        return torch.zeros_like(u)
+
+    def cell(self, z: Tensor, u: Tensor) -> Tensor:
+        return torch.tanh(z @ self.weight + u)
+
+    def readout(self, z: Tensor) -> Tensor:
+        return z
