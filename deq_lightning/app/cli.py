@@ -253,9 +253,9 @@ class DEQCLI(LightningCLI):
         folders = [self.folder, *(self._get(self.config_init, key).dirpath for key in CHECKPOINTS if fit)]
         plugins = with_storage(typed.plugins, filter(None, folders))
         # Behind all other callbacks, so that what those log of a batch is there.
-        own = [header, best, Results(self.folder, self._get(self.config, "report")), *CALLBACKS] if fit else [Stop()]
-        seen = [*own, *average, *progress(typed, fit)]
-        self.trainer_defaults = {**self.trainer_defaults, "callbacks": seen}
+        results = Results(self.folder if fit else None, fit and self._get(self.config, "report"))
+        own = [header, best, results, *CALLBACKS] if fit else [Stop(), results]
+        self.trainer_defaults = {**self.trainer_defaults, "callbacks": [*own, *average, *progress(typed, fit)]}
         trainer = super().instantiate_trainer(**display(typed), plugins=plugins, **kwargs)
         if self.subcommand not in ("fit", None):
             drop_averaging(trainer)

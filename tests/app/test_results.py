@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 import torch
 from support.runs import QUIET, TINY
 
@@ -55,3 +56,11 @@ def test_the_curves_are_those_of_tensorboard_over_all_starts(folder: Path) -> No
     before = (run / "results.json").read_bytes()
     main(["fit", "--ckpt_path", str(run / "last.ckpt"), "--trainer.max_epochs", "2", "--test_after_fit", "false"])
     assert (run / "results.json").read_bytes() == before  # nothing was left to train
+
+
+def test_nothing_is_missed_where_a_run_is_tested(folder: Path, recwarn: pytest.WarningsRecorder) -> None:
+    """Lightning tells of callbacks that a checkpoint has the state of and a trainer does not have."""
+    main(["fit", *TINY, *QUIET, "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "3", "--name", "tiny"])
+    for command in ("test", "predict"):
+        main([command, "--ckpt_path", "checkpoints/tiny/best.ckpt", *QUIET])
+    assert not [str(one.message) for one in recwarn if "callbacks used to create the checkpoint" in str(one.message)]
