@@ -14,9 +14,10 @@ from support.problems import (
     relative_error,
     tanh,
 )
+from support.weighted import Weighted
 from torch import Tensor
 
-from deq_lightning import ImplicitModel, Status
+from deq_lightning import Status
 from deq_lightning.gradients import Reversible
 from deq_lightning.solvers import Anderson
 from deq_lightning.state import mix, pack
@@ -86,24 +87,11 @@ def test_each_parameter_sees_one_gradient_and_second_derivatives_are_refused() -
 
 
 def test_a_parameter_of_cell_and_injection_gets_both_parts() -> None:
-    class Tied(ImplicitModel):
-        def __init__(self) -> None:
-            super().__init__(Anderson())
-            self.weight = torch.nn.Parameter(0.3 * random(4, 4))
-
+    class Tied(Weighted):
         def inject(self, x: Tensor) -> Tensor:
             return x @ self.weight
 
-        def initial_state(self, u: Tensor) -> Tensor:
-            return torch.zeros_like(u)
-
-        def cell(self, z: Tensor, u: Tensor) -> Tensor:
-            return torch.tanh(z @ self.weight + u)
-
-        def readout(self, z: Tensor) -> Tensor:
-            return z
-
-    net, x, g = Tied(), random(3, 4, seed=5), random(3, 4, seed=6)
+    net, x, g = Tied(Anderson(), 0.3 * random(4, 4)), random(3, 4, seed=5), random(3, 4, seed=6)
     net.gradient = Reversible(steps=6)
     (found,) = torch.autograd.grad(net(x)[0], net.weight, g)
     y = z = torch.zeros(3, 4).double()

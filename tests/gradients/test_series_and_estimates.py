@@ -16,9 +16,9 @@ from support.problems import (
     rotation,
     tanh,
 )
+from support.weighted import Weighted
 from torch import Tensor
 
-from deq_lightning import ImplicitModel
 from deq_lightning.configured import CombinationError
 from deq_lightning.gradients import JFB, NPG, SHINE, GradientStrategy, Implicit, RouletteNPG, roulette
 from deq_lightning.solvers import Anderson, Broyden
@@ -167,7 +167,7 @@ def test_it_needs_a_solver_that_builds_an_inverse() -> None:
 @pytest.mark.parametrize("strategy", [SHINE(), Implicit(reuse_inverse=True)], ids=["SHINE", "reuse_inverse"])
 def test_samples_that_converge_early_stay_for_the_estimate(strategy: GradientStrategy) -> None:
     """A model's map can be restricted to some samples, and a solver forgets those that leave."""
-    net = Contracting(Broyden(max_steps=40, rtol=1e-6, history=40, check_every=1))
+    net = Weighted(Broyden(max_steps=40, rtol=1e-6, history=40, check_every=1), matrix(4, 0.9))
     net.gradient = strategy
     net.eval()  # where samples leave
     x = random(8, 4, seed=5)
@@ -176,21 +176,3 @@ def test_samples_that_converge_early_stay_for_the_estimate(strategy: GradientStr
     assert equilibrium.solution is not None and (equilibrium.solution.steps[:4] == 1).all()
     z.sum().backward()
     assert net.weight.grad is not None and net.weight.grad.isfinite().all()
-
-
-class Contracting(ImplicitModel):
-    def __init__(self, solver: Broyden) -> None:
-        super().__init__(solver)
-        self.weight = torch.nn.Parameter(matrix(4, 0.9))
-
-    def inject(self, x: Tensor) -> Tensor:
-        return x
-
-    def initial_state(self, u: Tensor) -> Tensor:
-        return torch.zeros_like(u)
-
-    def cell(self, z: Tensor, u: Tensor) -> Tensor:
-        return torch.tanh(z @ self.weight + u)
-
-    def readout(self, z: Tensor) -> Tensor:
-        return z
