@@ -53,6 +53,11 @@ def test_print_config_of_the_digits_brings_what_it_needs(tmp_path: Path) -> None
     assert {"torch", "pytorch_lightning"} <= found <= LIGHTNING - {"torchvision"} | {"jsonargparse"}
 
 
+def test_a_cell_can_be_compiled_in_a_new_process() -> None:
+    """Of torch's settings some are not there before something asks for them."""
+    assert "torch" in imported("from deq_lightning import MON\nMON(4, 3, 8).compile(backend='eager')")
+
+
 def test_public_names_are_there() -> None:
     assert {"MDEQ", "UPG", "Digits", "ImageClassification"} <= set(dir(deq_lightning)) == set(deq_lightning.__all__)
     for name in dir(deq_lightning):

@@ -203,9 +203,11 @@ class ImplicitModel(Network):
 
         Copies and pickles of the model are not compiled. A compiled cell cannot be differentiated twice.
         """
+        from torch._functorch import config  # which torch itself imports no earlier
+
         # Adjoint solves go through one graph many times, so its buffers must not be given away by the first pass. Torch
         # asks for this setting in every backward pass, so that a context around the compilation would not do.
-        torch._functorch.config.donated_buffer = False
+        config.donated_buffer = False
         self.compiled_cell = torch.compile(type(self).cell, *args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
