@@ -48,7 +48,7 @@ def command(args: Sequence[str], run: bool = True) -> Any:
 
 
 def execute(args: Sequence[str], run: bool = True) -> Any:
-    """Run the command line without handling interruptions; cross-validation calls it for every fold."""
+    """Run the command line without handling interruptions; the commands of many runs call it for each of them."""
     for message in QUIET:
         warnings.filterwarnings("ignore", message=message)
     try:

@@ -55,30 +55,30 @@ def cross_validate(args: Sequence[str], main: Main) -> Any:
     rest += ["--data.validate_on_test", str(data.validate_on_test).lower(), "--test_after_fit", "true"]
     folder = parent / name
     results = _results_so_far(folder / RESULTS, cli)
-    folds = [Setting((("data.fold", str(fold)),), f"fold-{fold}") for fold in range(data.folds)]
-    own = part_of(folds, options)
+    folds = {str(fold): Setting((("data.fold", str(fold)),), f"fold-{fold}") for fold in range(data.folds)}
+    own = part_of(list(folds), options)
     if is_first():
         folder.mkdir(parents=True, exist_ok=True)
 
-    def fit(fold: Setting) -> None:
-        begin = place(parent, f"{name}/{fold.name}", f"{cli.config.last_checkpoint.filename}.ckpt")
-        _keep(results, fold, main(["fit", *rest, *fold.flags, *begin]).folder)
+    def fit(fold: str) -> None:
+        begin = place(parent, f"{name}/{folds[fold].name}", f"{cli.config.last_checkpoint.filename}.ckpt")
+        _keep(results, fold, main(["fit", *rest, *folds[fold].flags, *begin]).folder)
         _write(folder / RESULTS, results)
 
     try:
         with helpers("cross_validate", args, options.jobs, folder):
             for fold in own:
-                if fold.pairs[0][1] not in results["folds"]:
-                    once(fold, folder, partial(fit, fold))
+                if fold not in results["folds"]:
+                    once(folds[fold], folder, partial(fit, fold))
     finally:
         _tidy(folder)
-    for fold in folds:  # those that other processes have done
-        if fold.pairs[0][1] not in results["folds"] and (folder / fold.name / OF_A_RUN).is_file():
-            _keep(results, fold, folder / fold.name)
+    for fold, setting in folds.items():  # those that other processes have done
+        if fold not in results["folds"] and (folder / setting.name / OF_A_RUN).is_file():
+            _keep(results, fold, folder / setting.name)
     if results["folds"]:
         _write(folder / RESULTS, results)
         say(_table(results))
-    if left := [fold.name for fold in folds if fold.pairs[0][1] not in results["folds"]]:
+    if left := [setting.name for fold, setting in folds.items() if fold not in results["folds"]]:
         say(f"not there yet: {', '.join(left)}")
     say(f"results: {folder / RESULTS}")
     return cli
@@ -166,12 +166,12 @@ def _write(path: Path, results: dict[str, Any]) -> None:
         file.write(json.dumps(results, indent=2) + "\n")
 
 
-def _keep(results: dict[str, Any], fold: Setting, folder: Path) -> None:
+def _keep(results: dict[str, Any], fold: str, folder: Path) -> None:
     """Put what the run of a fold has come to beside the other folds, in their order, with the new averages."""
     found = json.loads((folder / OF_A_RUN).read_text())
     if found["best"] is None:
         raise UsageError("a fold ended without a validation, and nothing selected its epoch. Train for longer.")
-    results["folds"][fold.pairs[0][1]] = {
+    results["folds"][fold] = {
         "monitor": found["monitor"],
         "val": found["best"],
         "test": found["test"],

@@ -158,9 +158,8 @@ OF_MANY_RUNS = ("compare", "search", "cross_validate")  # which go on by themsel
 def _way_on(args: list[str], checkpoint: Path | None) -> Iterator[str]:
     """Yield the line that says how to go on, where there is something to go on with."""
     continued = any(arg.split("=")[0] == "--ckpt_path" for arg in args)
-    if args[:1] in (["cross_validate"], ["compare"], ["search"]) or (
-        args[:1] == ["fit"] and checkpoint is None and continued
-    ):
+    by_itself = bool(args) and args[0] in OF_MANY_RUNS
+    if by_itself or (args[:1] == ["fit"] and checkpoint is None and continued):
         yield f"continue: python -m deq_lightning {shlex.join(args)}"
     elif checkpoint is not None:
         yield f"continue: {command_for('fit', checkpoint)}"

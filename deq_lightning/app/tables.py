@@ -102,13 +102,7 @@ def draw(path: Path, rows: list[Row], figure: str) -> None:
     sizes = {name: int(name) for name in names if str(name).isdecimal()}
     picture = Figure(figsize=(9 if len(sizes) > 1 else 5, 3.4), layout="constrained")
     axes = picture.subplots(1, 2 if len(sizes) > 1 else 1, squeeze=False)[0]
-    for name in names:
-        own = [row for row in rows if row.get("set", "") == name]
-        axes[0].plot([row["budget"] for row in own], [row[figure] for row in own], "o-", ms=3.5, label=name or None)
-    axes[0].set(xscale="log", xlabel="solver steps allowed", ylabel=figure.removeprefix("test_").replace("_", " "))
-    _plain_ticks(axes[0].xaxis, [row["budget"] for row in rows])
-    if len(names) > 1:
-        axes[0].legend(title="size" if sizes else None, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    draw_budgets(axes[0], rows, figure)
     if len(sizes) > 1:
         _draw_steps(axes[1], {size: last[name] for name, size in sizes.items() if "test_solver_steps" in last[name]})
     for one in axes:
@@ -116,6 +110,24 @@ def draw(path: Path, rows: list[Row], figure: str) -> None:
     with replacing(path.with_name(f"{path.name}.png"), "wb") as file:
         picture.savefig(file, format="png", dpi=150)
     say(f"picture: {from_here(path)}.png")
+
+
+def draw_budgets(axes: Any, rows: list[Row], figure: str) -> None:
+    """Draw a figure over the budget, a line for each test set."""
+    names = list(dict.fromkeys(row.get("set", "") for row in rows))
+    for name in names:
+        own = [row for row in rows if row.get("set", "") == name]
+        axes.plot([row["budget"] for row in own], [row[figure] for row in own], "o-", ms=3.5, label=name or None)
+    axes.set(xscale="log", xlabel="solver steps allowed", ylabel=called(figure))
+    _plain_ticks(axes.xaxis, [row["budget"] for row in rows])
+    if len(names) > 1:
+        title = "size" if any(str(name).isdecimal() for name in names) else None
+        axes.legend(title=title, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def called(figure: str) -> str:
+    """Return what a figure of the test is called where it stands beside others of the test."""
+    return figure.removeprefix("test_").replace("_", " ")
 
 
 def _draw_steps(axes: Any, rows: dict[int, Row]) -> None:

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from deq_lightning.gradients.adjoint import attach_adjoint
 from deq_lightning.gradients.base import GradientStrategy
+from deq_lightning.gradients.inverse import solve_for_both
 from deq_lightning.gradients.jacobian import Product
 from deq_lightning.gradients.root import Adjoint
-from deq_lightning.gradients.shine import solve_for_both
 from deq_lightning.solvers import GMRES, FixedPointMap, Solution, Solver
 from deq_lightning.solvers.transforms import transformed
 from deq_lightning.state import State

@@ -1,7 +1,7 @@
 """An iteration that can be walked back, and so needs no memory of its way."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -75,61 +75,67 @@ class Reversible(GradientStrategy):
     def attach(self, f: FixedPointMap, z: State) -> State:
         """Return the state after the steps from `z`, which counts as a constant."""
         start = pack(z).detach()
-        flat = FlatMap(f, like=z, device=start.device.type)
-        if transformed():  # which know no way back: the same numbers, with the memory of every step
-            return unpack(
-                self._walk(flat, start.to(WIDE), start.to(WIDE), start.dtype, range(self.steps))[1].to(start), z
-            )
-        if not torch.is_grad_enabled():
-            return unpack(self._end(flat, start)[1].to(start), z)
-        lifted = Lifted(flat, start)
-        back = Back(self, flat, start, lifted)
-        return unpack(_Walked.apply(back, *lifted.tensors), z)
-
-    def _end(self, f: Callable[[Tensor], Tensor], start: Tensor) -> Pair:
+        f = FlatMap(f, like=z, device=start.device.type)
+        if torch.is_grad_enabled() and not transformed():
+            lifted = Lifted(f, start)
+            back = Back(f, start, lifted, self.steps, self.beta, self.stride)
+            return unpack(_Walked.apply(back, *lifted.tensors), z)
+        # Transforms know no way back: for them the same numbers, with the memory of every step.
         wide = start.to(WIDE)
-        return self._walk(f, wide, wide, start.dtype, range(self.steps))
+        return unpack(walk(f, (wide, wide), self.beta, self.steps, start.dtype)[1].to(start), z)
 
-    def _walk(
-        self, f: Callable[[Tensor], Tensor], y: Tensor, z: Tensor, dtype: torch.dtype, steps: Sequence[int]
-    ) -> Pair:
-        """Return the pair of states after some steps; f is evaluated in its own precision."""
-        for _ in steps:
-            y = torch.lerp(y, f(z.to(dtype)).to(WIDE), self.beta)
-            z = torch.lerp(z, f(y.to(dtype)).to(WIDE), self.beta)
-        return y, z
+
+def walk(f: Callable[[Tensor], Tensor], pair: Pair, beta: float, steps: int, dtype: torch.dtype) -> Pair:
+    """Return the pair of states after some steps.
+
+    Args:
+        f: the map.
+        pair: y and z, in double precision.
+        beta: β.
+        steps: how many.
+        dtype: in which f is evaluated.
+    """
+    y, z = pair
+    for _ in range(steps):
+        y = torch.lerp(y, f(z.to(dtype)).to(WIDE), beta)
+        z = torch.lerp(z, f(y.to(dtype)).to(WIDE), beta)
+    return y, z
 
 
 class Back:
     """The way there and back.
 
     Args:
-        strategy: with the number of steps and β.
-        flat: the map.
+        f: the map, of (batch, dim) tensors.
         start: (batch, dim) where the way begins.
         lifted: the map as a function of what it uses.
+        steps: of the way.
+        beta: β.
+        stride: steps from one stored state to the next.
     """
 
-    def __init__(self, strategy: Reversible, flat: FlatMap, start: Tensor, lifted: Lifted) -> None:
-        self.strategy = strategy
-        self.flat = flat
+    def __init__(self, f: FlatMap, start: Tensor, lifted: Lifted, steps: int, beta: float, stride: int) -> None:
+        self.f = f
         self.start = start
         self.lifted = lifted
+        self.steps = steps
+        self.beta = beta
+        self.stride = stride
         self.stored: list[Pair] = []  # at the end of every stride
 
     @torch.no_grad()
     def forth(self) -> Tensor:
         """Walk there, and return where it ends."""
-        y = z = self.start.to(WIDE)
-        steps, stride = self.strategy.steps, self.strategy.stride
-        for first in range(0, steps, stride):
-            y, z = self.strategy._walk(self.flat, y, z, self.start.dtype, range(first, min(first + stride, steps)))
-            self.stored.append((y, z))
-        return z.to(self.start.dtype)
+        wide, dtype = self.start.to(WIDE), self.start.dtype
+        pair = wide, wide
+        for first in range(0, self.steps, self.stride):
+            pair = walk(self.f, pair, self.beta, min(self.stride, self.steps - first), dtype)
+            self.stored.append(pair)
+        return pair[1].to(dtype)
 
     def back(self, g: Tensor) -> list[Tensor | None]:
         """Walk back, and return the gradients of what the map uses."""
-        beta, steps, stride = self.strategy.beta, self.strategy.steps, self.strategy.stride
+        beta = self.beta
         tensors = [part.detach().requires_grad_(part.requires_grad) for part in self.lifted.tensors]
         f = self.lifted.at(tensors)
         wanted = [part for part in tensors if part.requires_grad]
@@ -146,9 +152,9 @@ class Back:
             return value.detach().to(WIDE), found[0].to(WIDE)
 
         of_z, of_y = g.to(WIDE), torch.zeros_like(g, dtype=WIDE)
-        for last in range(steps, 0, -1):
-            if last % stride == 0 or last == steps:
-                y, z = self.stored[-(-last // stride) - 1]
+        for last in range(self.steps, 0, -1):
+            if last % self.stride == 0 or last == self.steps:
+                y, z = self.stored[math.ceil(last / self.stride) - 1]
             value, through = product(y, beta * of_z)
             z = (z - beta * value) / (1 - beta)
             of_y = of_y + through

@@ -70,7 +70,7 @@ def test_evaluations_and_stored_states() -> None:
     recorder = Recorder(problem.f)
     z, solution = strategy.fixed_point(recorder, problem.z0, Anderson())
     assert recorder.calls == 42 and solution.evaluations == 41 and (solution.steps == 41).all()
-    assert strategy.stride == 5 and len(z.grad_fn.next_functions) and Reversible(beta=0.5).stride == 12
+    assert strategy.stride == 5 and Reversible(beta=0.5).stride == 12
     pack(z).sum().backward()
     assert recorder.calls == 82
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -15,6 +16,8 @@ from deq_lightning.app.compare.claims import claimed
 from deq_lightning.app.messages import UsageError
 from deq_lightning.app.report.reading import RESULTS
 from deq_lightning.app.runs import say
+
+T = TypeVar("T")
 
 
 def add_sharing(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +28,7 @@ def add_sharing(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def part_of(settings: Sequence[Setting], options: argparse.Namespace) -> Sequence[Setting]:
+def part_of(runs: Sequence[T], options: argparse.Namespace) -> Sequence[T]:
     """Return the runs that this process may do.
 
     Raises:
@@ -36,7 +39,7 @@ def part_of(settings: Sequence[Setting], options: argparse.Namespace) -> Sequenc
     part, _, parts = options.shard.partition("/")
     if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
         raise UsageError(f"`--shard` must be a part of so many, such as 2/3, got {options.shard}.")
-    return settings[int(part) - 1 :: int(parts)]
+    return runs[int(part) - 1 :: int(parts)]
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from typing import Any
 from deq_lightning.app.messages import Options, UsageError
 from deq_lightning.app.report.reading import TABLE, Run, read_comparison, read_run
 from deq_lightning.app.runs import from_here, say
+from deq_lightning.app.tables import called
 from deq_lightning.files import replacing
 
 PAGE = "report.html"
@@ -92,8 +93,8 @@ def _said(run: Run) -> Iterator[str]:
     data = _class(settings.get("data"))
     if all(names):
         yield f"{names[0]} with {names[1]}" + (f" on {data}." if data else ".")
-    if best := results.get("best"):
-        yield f"Best {results['monitor']}: {best:.4g}, in `{results['checkpoint']}`."
+    if results.get("best") is not None:
+        yield f"Best {results['monitor']}: {results['best']:.4g}, in `{results['checkpoint']}`."
     if hardware := results.get("hardware"):
         versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
         yield f"{hardware['devices']} x {hardware['name']} ({hardware['device']}), {hardware['precision']}; {versions}."
@@ -106,7 +107,7 @@ def _class(settings: Any) -> str:
 def _facts(run: Run) -> Iterator[tuple[str, Any]]:
     """Yield the figures of the page."""
     for name, value in run.results.get("test", {}).items():
-        yield "test " + name.removeprefix("test_").replace("_", " "), value
+        yield f"test {called(name)}", value
     for name, key in FACTS.items():
         if run.results.get(key) is not None:
             yield name, run.results[key]

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from deq_lightning.app.report.look import COLOURS, panels
 from deq_lightning.app.report.pictures import Picture
 from deq_lightning.app.report.reading import Run, title_of
+from deq_lightning.app.tables import called
 
 Kinds = Mapping[str, Sequence[Run]]  # the runs of each kind of setting
 TALL = 3.2  # inches of a picture
@@ -25,7 +26,7 @@ def pictures_of(table: Mapping[str, Any], kinds: Kinds) -> list[Picture]:
     if not every:
         return []
     figure = every[0].ranked
-    label = figure.removeprefix("test_").replace("_", " ")
+    label = called(figure)
     pictures = []
     if all("seconds" in run.results for run in every):
         pictures.append(Picture("cost", f"{label} over time", COST, _cost(kinds, figure, label)))
@@ -55,7 +56,7 @@ def _cost(kinds: Kinds, figure: str, label: str) -> Figure:
             colour = COLOURS[number % len(COLOURS)]
             axes.errorbar(*place, _spread(values), _spread(seconds), "o", ms=5, capsize=2, color=colour, label=title)
     axes.set(xlabel="seconds", ylabel=label)
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
+    _name_lines(axes)
     return drawn
 
 
@@ -93,7 +94,7 @@ def _over(axis: str, rows: Sequence[Mapping[str, Any]], figure: str, label: str)
         axes.errorbar(values, means, spreads, fmt="o-", ms=4, capsize=2, label=title)
     axes.set(xlabel=axis.rpartition(".")[2], ylabel=label)
     if others:
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
+        _name_lines(axes)
     return drawn
 
 
@@ -109,8 +110,13 @@ def _learning(kinds: Kinds) -> Figure | None:
     if not axes.lines:
         return None
     axes.set(xlabel="optimizer steps", ylabel=next(iter(kinds.values()))[0].monitor.removeprefix("val_"))
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
+    _name_lines(axes)
     return drawn
+
+
+def _name_lines(axes: Any) -> None:
+    """Say above the picture which line is which: there may be many."""
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
 
 
 def _mean(values: Sequence[float]) -> float:

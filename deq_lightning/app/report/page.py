@@ -8,6 +8,7 @@ import yaml
 
 from deq_lightning.app.report.look import as_svg
 from deq_lightning.app.report.pictures import Picture
+from deq_lightning.app.tables import called
 
 CSS = """
 :root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }
@@ -82,7 +83,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     columns = [name for name in every if name.removesuffix("_std") == name or name.removesuffix("_std") not in every]
     if not columns:
         return
-    heads = "".join(f"<th>{escape(name.removeprefix('test_').replace('_', ' '))}</th>" for name in columns)
+    heads = "".join(f"<th>{escape(called(name))}</th>" for name in columns)
     yield f"<div class=table><table><thead><tr>{heads}</tr></thead><tbody>"
     for row in rows:
         cells = "".join(f"<td>{escape(_cell(row, name))}</td>" for name in columns)

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 
 from deq_lightning.app.report.look import COLOURS, panels
 from deq_lightning.app.report.reading import Run
+from deq_lightning.app.tables import draw_budgets
 
 LAYERS = 4  # of which residuals are drawn
 
@@ -129,12 +130,7 @@ def budgets(run: Run) -> Figure | None:
     if not rows or name not in rows[0]:
         return None
     figure, (axes,) = panels(1)
-    for one in dict.fromkeys(row.get("set", "") for row in rows):
-        own = [row for row in rows if row.get("set", "") == one]
-        axes.plot([row["budget"] for row in own], [row[name] for row in own], "o-", ms=3, label=one or None)
-    axes.set(xscale="log", xlabel="solver steps allowed", ylabel=name.removeprefix("test_").replace("_", " "))
-    if rows[0].get("set"):
-        axes.legend()
+    draw_budgets(axes, rows, name)
     return figure
 
 
